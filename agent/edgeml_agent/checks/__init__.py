@@ -1,0 +1,1 @@
+"""What the agent checks of itself and its device, one file each."""

@@ -1,0 +1,1 @@
+"""The converter: sources, passes, recipes, search, choice."""

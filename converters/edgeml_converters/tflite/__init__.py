@@ -1,0 +1,1 @@
+"""Our own int8 TFLite writer: QDQ ONNX in, TFLite out."""

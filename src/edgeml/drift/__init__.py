@@ -1,0 +1,1 @@
+"""DriftReference, DriftWindow, DriftVerdict."""

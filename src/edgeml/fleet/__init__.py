@@ -1,0 +1,1 @@
+"""The fleet: registry, inventory, rollouts, controller, store, API and dashboard."""

@@ -1,0 +1,1 @@
+"""Every MQTT topic and payload, versioned."""

@@ -1,0 +1,103 @@
+"""One table of built-ins, and entry points for others.
+
+Whatever can be replaced or added (runtimes, targets, passes, trackers, gates) is found here by
+kind and name. Built-ins sit in one typed table, so that an editable install sees a new one at
+once; third parties add theirs by entry points in the group ``edgeml.<kind>``. A clash of names
+is an error. Only this module and the command line may import by string.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from functools import cache
+from typing import Any
+
+from edgeml.errors import InternalError, MissingPackageError, UsageError, nearest
+
+#: kind -> name -> "module:object"
+BUILTINS: dict[str, dict[str, str]] = {
+    "runtimes": {
+        "onnxruntime": "edgeml.runtime.onnxruntime:OnnxRuntime",
+        "openvino": "edgeml.runtime.openvino:OpenVinoRuntime",
+        "litert": "edgeml.runtime.litert:LiteRtRuntime",
+    },
+}
+
+#: The extra that brings a top-level module which may be missing.
+EXTRAS: dict[str, str] = {
+    "onnx": "convert",
+    "onnxruntime": "agent",
+    "openvino": "openvino",
+    "ai_edge_litert": "litert",
+    "matplotlib": "convert",
+    "httptools": "agent",
+    "fastapi": "fleet",
+    "uvicorn": "fleet",
+    "nicegui": "fleet",
+    "sqlalchemy": "fleet",
+    "amqtt": "fleet",
+    "edgeml_converters": "convert",
+    "edgeml_agent": "agent",
+}
+
+
+def missing(module: str, extra: str = "") -> MissingPackageError:
+    """Return the error for a module that is not installed, with the line that installs it."""
+    top = module.split(".")[0]
+    chosen = extra or EXTRAS.get(top, "")
+    line = f"pip install 'edgeml-kit[{chosen}]'" if chosen else f"pip install {top}"
+    return MissingPackageError(f"the optional package '{top}' is not installed", line)
+
+
+def load_object(reference: str, extra: str = "") -> Any:
+    """Import ``module:object``.
+
+    Args:
+        reference: What to import.
+        extra: The extra of the distribution that brings it.
+
+    Raises:
+        MissingPackageError: A package that it needs is not installed.
+        InternalError: The module has no such object.
+    """
+    module_name, _, attribute = reference.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise missing(error.name or module_name, extra) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise InternalError(f"'{module_name}' has no '{attribute}'") from error
+
+
+@cache
+def table(kind: str) -> dict[str, str]:
+    """Return name -> ``module:object`` of one kind, built-ins and third parties together.
+
+    Raises:
+        UsageError: A third party uses the name of a built-in.
+    """
+    found = dict(BUILTINS.get(kind, {}))
+    for entry in importlib.metadata.entry_points(group=f"edgeml.{kind}"):
+        if entry.name in found:
+            raise UsageError(
+                f"plug-in '{entry.name}' ({entry.value}) has the name of a built-in of {kind}",
+                "uninstall it, or ask its author to rename it",
+            )
+        found[entry.name] = entry.value
+    return found
+
+
+def load(kind: str, name: str) -> Any:
+    """Import the object called ``name`` of one kind.
+
+    Raises:
+        UsageError: No such name; the hint gives the nearest.
+        MissingPackageError: A package that it needs is not installed.
+    """
+    known = table(kind)
+    if name not in known:
+        raise UsageError(f"unknown {kind[:-1]} '{name}'", nearest(name, known))
+    return load_object(known[name])

@@ -1,0 +1,1 @@
+"""One Report value becomes HTML, Markdown, JSON and pictures."""

@@ -1,0 +1,1 @@
+"""Runtime -> Program -> Session, DeviceFacts of this machine, and measurement."""

@@ -1,0 +1,1 @@
+"""One mergeable statistic or one sequential test per file."""

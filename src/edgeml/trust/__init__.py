@@ -1,0 +1,1 @@
+"""TUF repository and client; signed DesiredState."""
