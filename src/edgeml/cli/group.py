@@ -69,6 +69,8 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write names and one-line helps from the table, without importing anything."""
+        if not self.rows:
+            return
         with formatter.section("Commands"):
             formatter.write_dl([(name, row.help) for name, row in self.rows.items()])
 
