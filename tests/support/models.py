@@ -10,8 +10,8 @@ def mlp(features=4, hidden=8, classes=3, seed=0, opset=17):
     rng = np.random.default_rng(seed)
 
     def weight(name, *shape):
-        values = rng.normal(size=shape).astype(np.float32) / np.sqrt(shape[0])
-        return numpy_helper.from_array(values, name)
+        values = rng.normal(size=shape) / np.sqrt(shape[0])
+        return numpy_helper.from_array(values.astype(np.float32), name)
 
     nodes = [
         helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], name="fc1"),
@@ -23,8 +23,12 @@ def mlp(features=4, hidden=8, classes=3, seed=0, opset=17):
         "mlp",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", features])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", classes])],
-        [weight("w1", features, hidden), weight("b1", hidden),
-         weight("w2", hidden, classes), weight("b2", classes)],
+        [
+            weight("w1", features, hidden),
+            weight("b1", hidden),
+            weight("w2", hidden, classes),
+            weight("b2", classes),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     model.ir_version = 9
@@ -38,15 +42,28 @@ def cnn(channels=8, classes=10, size=8, seed=0, opset=17):
 
     def weight(name, *shape):
         fan_in = int(np.prod(shape[1:])) or 1
-        values = rng.normal(size=shape).astype(np.float32) / np.sqrt(fan_in)
-        return numpy_helper.from_array(values, name)
+        values = rng.normal(size=shape) / np.sqrt(fan_in)
+        return numpy_helper.from_array(values.astype(np.float32), name)
 
     nodes = [
-        helper.make_node("Conv", ["image", "w1", "b1"], ["c1"], name="conv1",
-                         kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node(
+            "Conv",
+            ["image", "w1", "b1"],
+            ["c1"],
+            name="conv1",
+            kernel_shape=[3, 3],
+            pads=[1, 1, 1, 1],
+        ),
         helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
-        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], name="conv2",
-                         kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node(
+            "Conv",
+            ["r1", "w2", "b2"],
+            ["c2"],
+            name="conv2",
+            kernel_shape=[3, 3],
+            pads=[1, 1, 1, 1],
+            strides=[2, 2],
+        ),
         helper.make_node("Relu", ["c2"], ["r2"], name="relu2"),
         helper.make_node("GlobalAveragePool", ["r2"], ["g"], name="pool"),
         helper.make_node("Flatten", ["g"], ["f"], name="flatten"),
@@ -57,9 +74,14 @@ def cnn(channels=8, classes=10, size=8, seed=0, opset=17):
         "cnn",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, size, size])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
-        [weight("w1", channels, 1, 3, 3), weight("b1", channels),
-         weight("w2", 2 * channels, channels, 3, 3), weight("b2", 2 * channels),
-         weight("w3", classes, 2 * channels), weight("b3", classes)],
+        [
+            weight("w1", channels, 1, 3, 3),
+            weight("b1", channels),
+            weight("w2", 2 * channels, channels, 3, 3),
+            weight("b2", 2 * channels),
+            weight("w3", classes, 2 * channels),
+            weight("b3", classes),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     model.ir_version = 9
