@@ -1,0 +1,110 @@
+"""The demo's child processes: started with a log each, ended for certain."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from edgeml.errors import UnreachableError
+
+_GRACE_S = 10.0
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Processes:
+    """All children of the demo; leaving the context ends every one, and what they started."""
+
+    def __init__(self, logs: Path) -> None:
+        """Write the output of each child to ``logs/NAME.log``."""
+        self.logs = logs
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Processes:
+        """Make the folder of the logs."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End everything, also after an error."""
+        self.stop()
+
+    def start(self, name: str, words: Sequence[str]) -> None:
+        """Start a child in a process group of its own."""
+        with (self.logs / f"{name}.log").open("ab") as log:
+            self.children[name] = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_for(self, what: str, ready: Callable[[], bool], seconds: float) -> None:
+        """Wait until ``ready()``.
+
+        Raises:
+            UnreachableError: It did not come true in time, or a child ended.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for name, child in self.children.items():
+                if child.poll() is not None:
+                    raise UnreachableError(
+                        f"'{name}' ended with exit code {child.returncode}: {self.tail(name)}",
+                        f"read {self.logs / (name + '.log')}",
+                    )
+            if ready():
+                return
+            time.sleep(0.1)
+        raise UnreachableError(
+            f"{what}: not within {seconds:.0f} s", f"read the logs in {self.logs}"
+        )
+
+    def tail(self, name: str) -> str:
+        """Return the last line that a child wrote."""
+        text = (self.logs / f"{name}.log").read_text(errors="replace").strip()
+        return text.splitlines()[-1] if text else "it wrote nothing"
+
+    def stop(self) -> list[str]:
+        """Ask all children to end, newest first; kill what does not.
+
+        Returns:
+            Names of those that had to be killed, or that ended with an error.
+        """
+        for child in reversed(self.children.values()):
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+        rough = []
+        end = time.monotonic() + _GRACE_S
+        for name, child in self.children.items():
+            try:
+                code = child.wait(timeout=max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                code = -int(signal.SIGKILL)
+            # Whatever a child left behind in its own process group goes with it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            if code != 0:
+                rough.append(f"{name} ({code})")
+        self.children.clear()
+        return rough
