@@ -65,6 +65,17 @@ def _core() -> Any:
     return _library().Core()
 
 
+@cache
+def _errors() -> tuple[type[Exception], ...]:
+    """Return every exception that the library may raise; it gives them no common base."""
+    from openvino import _pyopenvino as binding
+
+    names = "GeneralFailure InitializationFailure NotImplementedFailure "
+    names += "OpConversionFailure OpValidationFailure"
+    own = tuple(getattr(binding, name) for name in names.split() if hasattr(binding, name))
+    return (*own, RuntimeError, ValueError, TypeError, IndexError)
+
+
 def _text(error: Exception) -> str:
     """Return the last telling line of OpenVINO's message, which starts with source locations."""
     lines = [line.strip() for line in str(error).splitlines()]
@@ -84,7 +95,9 @@ class OpenVinoRuntime:
 
         def probe() -> tuple[str, ...]:
             core = _core()
-            request = core.compile_model(PROBE_ONNX, b"", "CPU").create_infer_request()
+            request = core.compile_model(
+                core.read_model(PROBE_ONNX, b""), "CPU"
+            ).create_infer_request()
             request.get_input_tensor(0).data[:] = [-1.0, 2.0]
             request.infer()
             result = request.get_output_tensor(0).data.tolist()
@@ -114,7 +127,7 @@ class OpenVinoRuntime:
         network = _read(model)
         try:
             compiled = _core().compile_model(network, device, _properties(device, options))
-        except (RuntimeError, TypeError, ValueError) as error:
+        except _errors() as error:
             text = str(error)
             if "Unsupported property" in text or "Wrong value" in text:
                 raise UsageError(f"openvino refused an option: {_text(error)}") from error
@@ -175,7 +188,7 @@ def _read(model: Path) -> Any:
             if not start.startswith((b"<?xml", b"<net")):
                 raise ModelError(f"'{model.name}' is not an OpenVINO model: it is not XML")
             network = _core().read_model(str(model))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except _errors() as error:
         raise ModelError(
             f"openvino cannot read '{model.name}': {_text(error)}",
             "check the file with 'edgeml inspect'",
@@ -278,7 +291,7 @@ class OpenVinoSession(Closable):
                 name: np.array(self._request.get_output_tensor(index).data)
                 for index, name in enumerate(self._outputs)
             }
-        except (RuntimeError, ValueError, TypeError) as error:
+        except _errors() as error:
             raise DeviceError(f"openvino failed in a run: {_text(error)}") from error
 
     def _fill(self, index: int, name: str, array: Array) -> None:
