@@ -1,0 +1,92 @@
+"""Counts of one version in one slot: totals for the metrics, and windows for the fleet."""
+
+from __future__ import annotations
+
+import time
+
+from edgeml.messages.payloads import Ref
+from edgeml.stats.buckets import LatencyHistogram
+from edgeml_agent.control import Window
+
+
+class Counts:
+    """What happened to the requests of one version.
+
+    Attributes:
+        slot: The slot.
+        ref: The version.
+        requests: Answered with a result.
+        errors: Kind -> how many were not.
+        latency: From the last byte of a request to its outputs.
+        fallbacks: Answered by a fallback.
+        labelled: Labels that came for predictions of this version.
+        correct: How many of them agreed.
+        last: Unix seconds of the last answer; 0 for never.
+    """
+
+    def __init__(self, slot: str, ref: Ref) -> None:
+        """Start at zero."""
+        self.slot = slot
+        self.ref = ref
+        self.requests = 0
+        self.errors: dict[str, int] = {}
+        self.latency = LatencyHistogram()
+        self.fallbacks = 0
+        self.labelled = 0
+        self.correct = 0
+        self.last = 0.0
+        self._since = time.monotonic()
+        self._told = Window(slot, ref, 0.0, 0, latency=tuple(self.latency.counts))
+
+    def answered(self, seconds: float, fallback: bool) -> None:
+        """Count a request that was answered with a result."""
+        self.requests += 1
+        self.latency.add(seconds)
+        self.fallbacks += fallback
+        self.last = time.time()
+
+    def failed(self, kind: str) -> None:
+        """Count a request that was not."""
+        self.errors[kind] = self.errors.get(kind, 0) + 1
+
+    def labels(self, labelled: int, correct: int) -> None:
+        """Count labels that came late."""
+        self.labelled += labelled
+        self.correct += correct
+
+    def take(self, drift: bytes = b"") -> Window:
+        """Return what was counted since the last ``take``."""
+        now = time.monotonic()
+        total = Window(
+            self.slot,
+            self.ref,
+            now,
+            self.requests,
+            dict(self.errors),
+            tuple(self.latency.counts),
+            self.fallbacks,
+            self.labelled,
+            self.correct,
+        )
+        told, self._told = self._told, total
+        errors = {kind: n - told.errors.get(kind, 0) for kind, n in total.errors.items()}
+        pairs = zip(total.latency, told.latency, strict=True)
+        window = Window(
+            slot=self.slot,
+            ref=self.ref,
+            seconds=now - self._since,
+            requests=total.requests - told.requests,
+            errors={kind: n for kind, n in errors.items() if n},
+            latency=tuple(new - old for new, old in pairs),
+            fallbacks=total.fallbacks - told.fallbacks,
+            labelled=total.labelled - told.labelled,
+            correct=total.correct - told.correct,
+            drift=drift,
+        )
+        self._since = now
+        return window
+
+
+def is_empty(window: Window) -> bool:
+    """Tell whether a window says nothing but that time passed."""
+    return not (window.requests or window.errors or window.labelled or window.drift)
