@@ -331,9 +331,17 @@ def _issued(rollout: Rollout, event: Issued) -> Result:
 
 def _reported(rollout: Rollout, event: DeviceReported) -> Result:
     part = rollout.parts.get(event.device)
-    if part is None or not part.generation or event.generation < part.generation:
+    if part is None or not part.generation:
         return rollout, ()
     slot = event.slot
+    if part.before is None and slot is not None and not part.back:
+        # A device that was never heard of when it was told: now we know what it can go back to.
+        verified = slot.last_verified
+        if verified is not None and verified.digest != rollout.ref.digest:
+            part = msgspec.structs.replace(part, before=verified)
+            rollout = _change(rollout, event.device, part)
+    if event.generation < part.generation:
+        return rollout, ()
     if part.back:
         if part.restored or event.generation < part.back:
             return rollout, ()

@@ -61,7 +61,7 @@ def _term(word: str) -> Term:
     known = key in {"device", "profile"} or (key.startswith("tag.") and len(key) > len("tag."))
     if not known:
         raise UsageError(
-            f"selector term '{word}' is not understood, expected all, device=, profile= or tag.KEY=",
+            f"selector term '{word}' is not one of all, device=, profile=, tag.KEY=",
             nearest(key, ("all", *_KEYS)),
         )
     if not equals or not values:

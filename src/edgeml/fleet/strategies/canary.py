@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -24,5 +25,5 @@ def waves(
     for share in shares or DEFAULT_SHARES:
         wanted = math.ceil(round(share * len(ranked), 6))
         cuts.append(min(len(ranked), max(wanted, cuts[-1] + 1)))
-    found = (tuple(ranked[a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
+    found = (tuple(ranked[a:b]) for a, b in itertools.pairwise(cuts))
     return tuple(wave for wave in found if wave)

@@ -1,0 +1,250 @@
+"""Telemetry windows and events: applied once each, and summed up for gates and pages.
+
+A window belongs to one version in one slot. When it began is told by the device's own clock when
+that is trusted (but never later than it came in), else by when it came in less its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from edgeml.fleet import tables
+from edgeml.fleet.inventory import text
+from edgeml.gates import Arm
+from edgeml.messages.payloads import Event, Telemetry
+from edgeml.stats.buckets import LATENCY_BOUNDS, LatencyHistogram
+
+_windows = tables.windows
+_events = tables.events
+
+
+class VersionCounts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Sums over the windows of one version.
+
+    Attributes:
+        devices: Devices that sent any.
+        seconds: Length of all windows together.
+        latency: Counts per bucket of ``edgeml.stats.buckets.LATENCY_BOUNDS``.
+    """
+
+    model: str
+    version: str
+    digest: str
+    devices: int = 0
+    seconds: float = 0.0
+    requests: int = 0
+    errors: int = 0
+    fallbacks: int = 0
+    labelled: int = 0
+    correct: int = 0
+    latency: tuple[int, ...] = ()
+
+
+class StoredEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An event with its place in the order in which events came in.
+
+    Attributes:
+        id: Rises with every event.
+        device: Who sent it; empty for the fleet itself.
+        received: When it came in, in Unix seconds.
+    """
+
+    id: int
+    device: str
+    kind: str
+    severity: str
+    message: str
+    received: float
+    wall: float = 0.0
+    data: dict[str, Any] = {}
+
+
+def apply_window(db: sa.Connection, window: Telemetry, now: float) -> bool:
+    """Keep a window; tell whether it is new."""
+    key = (window.device, window.boot, window.sequence)
+    same = sa.and_(
+        _windows.c.device == key[0], _windows.c.boot == key[1], _windows.c.sequence == key[2]
+    )
+    if db.scalar(sa.select(_windows.c.device).where(same)) is not None:
+        return False
+    began = min(window.wall, now) if window.wall > 0 else now - window.seconds
+    usable = len(window.latency) == len(LATENCY_BOUNDS) + 1
+    row = {
+        "device": window.device,
+        "boot": window.boot,
+        "sequence": window.sequence,
+        "slot": window.slot,
+        "model": window.ref.model,
+        "version": window.ref.version,
+        "digest": window.ref.digest,
+        "began": began,
+        "received": now,
+        "seconds": window.seconds,
+        "requests": window.requests,
+        "errors": sum(window.errors.values()),
+        "error_kinds": text(window.errors),
+        "latency": text(window.latency if usable else ()),
+        "fallbacks": window.fallbacks,
+        "labelled": window.labelled,
+        "correct": window.correct,
+        "drift": window.drift,
+        "gauges": text(window.gauges),
+    }
+    db.execute(_windows.insert(), row)
+    return True
+
+
+def apply_event(db: sa.Connection, event: Event, now: float) -> bool:
+    """Keep an event; tell whether it is new."""
+    same = sa.and_(
+        _events.c.device == event.device,
+        _events.c.boot == event.boot,
+        _events.c.sequence == event.sequence,
+    )
+    if db.scalar(sa.select(_events.c.id).where(same)) is not None:
+        return False
+    row = {
+        "device": event.device,
+        "boot": event.boot,
+        "sequence": event.sequence,
+        "kind": event.kind,
+        "severity": event.severity,
+        "message": event.message,
+        "wall": event.wall,
+        "received": now,
+        "data": text(event.data),
+    }
+    db.execute(_events.insert(), row)
+    return True
+
+
+def add_event(
+    db: sa.Connection, kind: str, severity: str, message: str, now: float, device: str = ""
+) -> None:
+    """Keep an event of the fleet itself (about ``device``, when one is given)."""
+    last = db.scalar(sa.select(sa.func.max(_events.c.sequence)).where(_events.c.boot == "fleet"))
+    row = {
+        "device": device,
+        "boot": "fleet",
+        "sequence": (last or 0) + 1,
+        "kind": kind,
+        "severity": severity,
+        "message": message,
+        "wall": now,
+        "received": now,
+        "data": "{}",
+    }
+    db.execute(_events.insert(), row)
+
+
+def list_events(
+    db: sa.Connection, after: int = 0, limit: int = 100, device: str = ""
+) -> list[StoredEvent]:
+    """Return the newest events with an id above ``after``, newest first."""
+    query = sa.select(_events).where(_events.c.id > after).order_by(_events.c.id.desc())
+    if device:
+        query = query.where(_events.c.device == device)
+    return [
+        StoredEvent(
+            id=row.id,
+            device=row.device,
+            kind=row.kind,
+            severity=row.severity,
+            message=row.message,
+            received=row.received,
+            wall=row.wall,
+            data=msgspec.json.decode(row.data),
+        )
+        for row in db.execute(query.limit(limit))
+    ]
+
+
+def arm(
+    db: sa.Connection, slot: str, since: float, digest: str, devices: Collection[str], new: bool
+) -> Arm:
+    """Sum the windows of one arm since a moment.
+
+    Args:
+        db: Open transaction.
+        slot: The slot.
+        since: Windows that began earlier do not count.
+        digest: The new version.
+        devices: The arm's devices.
+        new: Whether the windows of the new version count, or those of the others.
+    """
+    c = _windows.c
+    version = c.digest == digest if new else c.digest != digest
+    query = (
+        sa.select(
+            c.device,
+            sa.func.sum(c.requests).label("requests"),
+            sa.func.sum(c.errors).label("errors"),
+            sa.func.sum(c.labelled).label("labelled"),
+            sa.func.sum(c.correct).label("correct"),
+        )
+        .where(c.slot == slot, c.began >= since, version)
+        .group_by(c.device)
+    )
+    wanted = frozenset(devices)
+    rows = [row for row in db.execute(query) if row.device in wanted]
+    return Arm(
+        devices=len(wanted),
+        requests=sum(r.requests for r in rows),
+        errors=sum(r.errors for r in rows),
+        labelled=sum(r.labelled for r in rows),
+        correct=sum(min(r.correct, r.labelled) for r in rows),
+    )
+
+
+def by_version(db: sa.Connection, since: float, device: str = "") -> list[VersionCounts]:
+    """Sum the windows of every version that came in since a moment."""
+    query = sa.select(_windows).where(_windows.c.received >= since)
+    if device:
+        query = query.where(_windows.c.device == device)
+    sums: dict[str, dict[str, Any]] = {}
+    names: dict[str, tuple[str, str]] = {}
+    devices: dict[str, set[str]] = {}
+    latency: dict[str, LatencyHistogram] = {}
+    counted = ("seconds", "requests", "errors", "fallbacks", "labelled", "correct")
+    for row in db.execute(query):
+        names[row.digest] = (row.model, row.version)
+        devices.setdefault(row.digest, set()).add(row.device)
+        total = sums.setdefault(row.digest, dict.fromkeys(counted, 0))
+        for name in counted:
+            total[name] += getattr(row, name)
+        histogram = latency.setdefault(row.digest, LatencyHistogram())
+        histogram.merge(LatencyHistogram(msgspec.json.decode(row.latency)))
+    return [
+        VersionCounts(
+            model=model,
+            version=version,
+            digest=digest,
+            devices=len(devices[digest]),
+            latency=tuple(latency[digest].counts),
+            **sums[digest],
+        )
+        for digest, (model, version) in sorted(names.items(), key=lambda item: item[1])
+    ]
+
+
+def recent(db: sa.Connection, device: str, limit: int = 60) -> Sequence[dict[str, Any]]:
+    """Return the newest windows of a device as plain values, newest first, without drift."""
+    c = _windows.c
+    names = [
+        c.slot, c.model, c.version, c.began, c.seconds, c.requests, c.errors, c.fallbacks,
+        c.labelled, c.correct, c.gauges,
+    ]  # fmt: skip
+    query = sa.select(*names).where(c.device == device).order_by(c.received.desc()).limit(limit)
+    rows = [dict(row._mapping) for row in db.execute(query)]
+    return [{**row, "gauges": msgspec.json.decode(row["gauges"])} for row in rows]
+
+
+def prune(db: sa.Connection, before: float) -> int:
+    """Drop windows and events that came in before a moment; return how many windows."""
+    gone = db.execute(_windows.delete().where(_windows.c.received < before)).rowcount
+    db.execute(_events.delete().where(_events.c.received < before))
+    return gone
