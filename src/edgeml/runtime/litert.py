@@ -22,7 +22,6 @@ from edgeml.errors import (
     ModelError,
     RequestError,
     UsageError,
-    nearest,
 )
 from edgeml.plugins import missing
 from edgeml.runtime.base import Availability, ProgramOptions, Session
@@ -137,9 +136,7 @@ class LiteRtRuntime:
         library = _library()
         check_file(model, self.suffixes, self.name)
         if options.device not in ("", "CPU"):
-            raise DeviceError(
-                f"litert has no device '{options.device}' here", nearest(options.device, ["CPU"])
-            )
+            raise DeviceError(f"litert has no device '{options.device}' here", "offered: CPU")
         if options.extra:
             raise UsageError(f"unknown option '{next(iter(options.extra))}' of litert: it has none")
         content = model.read_bytes()

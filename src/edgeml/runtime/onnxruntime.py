@@ -139,7 +139,7 @@ class OnnxRuntime:
         if provider not in offered:
             raise DeviceError(
                 f"onnxruntime {library.__version__} has no provider '{provider}'",
-                nearest(provider, offered),
+                f"offered: {', '.join(offered)}",
             )
         if provider == "CUDAExecutionProvider" and hasattr(library, "preload_dlls"):
             library.preload_dlls(msvc=False)  # finds CUDA libraries that pip brought
