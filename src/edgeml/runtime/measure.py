@@ -1,0 +1,315 @@
+"""Latency, speed-up, memory and batch size, measured on the machine that runs this.
+
+**Interleaved.** A machine's speed drifts while it is measured (clock rate, other work), so all
+candidates are measured in the same rounds, every round visits each of them once, in a random
+order, and two candidates are compared by the ratio inside each round.
+
+**Intervals.** The interval of a speed-up is the sign test's interval of the median ratio: order
+statistics of the rounds, exact for any distribution of noise (Conover, Practical Nonparametric
+Statistics, section 3.2). A bootstrap of the same median gave narrower intervals that called two
+copies of one model different too often (docs/decisions has the figures).
+
+**Clocks.** A latency is always wall time. A ratio is taken on wall time too, unless the runs
+proved to be one busy thread (in their quiet rounds processor time equals wall time) and other
+work took the processor from it: then on processor time, which that work does not change.
+``Ratio.clock`` says which.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgeml.errors import DeviceError, RequestError, UsageError
+from edgeml.runtime.base import Session
+from edgeml.tensors import Array
+
+Clock = Literal["wall", "cpu"]
+Seconds = npt.NDArray[np.float64]
+
+#: Fewer rounds than this cannot carry a 95 % interval of a median: 2 / 2**6 < 0.05 < 2 / 2**5.
+LEAST_ROUNDS = 6
+#: Two runs that differ by less are not called different: equal copies differ by that much,
+#: because their memory lies differently.
+FLOOR = 0.02
+_MOST_CALLS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Timing:
+    """How long one candidate took.
+
+    Attributes:
+        samples: Wall time of every single call, in seconds.
+        wall: Median wall time of a call, for each round, in seconds.
+        cpu: Mean processor time of a call (all threads), for each round, in seconds.
+    """
+
+    samples: Seconds
+    wall: Seconds
+    cpu: Seconds
+
+    @property
+    def p50(self) -> float:
+        """Median wall time of a call in seconds."""
+        return float(np.percentile(self.samples, 50))
+
+    @property
+    def p95(self) -> float:
+        """95th percentile of the wall time of a call in seconds."""
+        return float(np.percentile(self.samples, 95))
+
+    @property
+    def p99(self) -> float:
+        """99th percentile of the wall time of a call in seconds."""
+        return float(np.percentile(self.samples, 99))
+
+    def latency_ms(self) -> dict[str, float]:
+        """Return the percentiles in milliseconds, as reports show them."""
+        return {"p50": self.p50 * 1e3, "p95": self.p95 * 1e3, "p99": self.p99 * 1e3}
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """How many times as fast one candidate is as another.
+
+    Attributes:
+        value: Median of the ratios of the rounds.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        clock: ``wall`` or ``cpu``: the time that was compared.
+    """
+
+    value: float
+    low: float
+    high: float
+    clock: Clock = "wall"
+
+
+class BatchPlan(msgspec.Struct, frozen=True):
+    """The batch that pays on this machine.
+
+    Attributes:
+        batch: The largest size that was still worth it.
+        seconds: Median wall time of one run, for each size that was tried.
+    """
+
+    batch: int
+    seconds: dict[int, float]
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 30,
+    min_block_s: float = 0.002,
+    budget_s: float | None = None,
+    seed: int = 0,
+) -> dict[str, Timing]:
+    """Measure several candidates in the same rounds.
+
+    Args:
+        runs: Name -> one run of the candidate.
+        rounds: How often each is visited; at least ``LEAST_ROUNDS``.
+        min_block_s: A visit repeats short runs until about this long.
+        budget_s: Stop after this long, though not before ``LEAST_ROUNDS`` rounds.
+        seed: Of the order inside the rounds.
+
+    Returns:
+        Name -> timing, in the order of ``runs``.
+
+    Raises:
+        UsageError: Too few rounds.
+    """
+    if rounds < LEAST_ROUNDS:
+        raise UsageError(f"{rounds} rounds, expected at least {LEAST_ROUNDS}")
+    started = time.perf_counter()
+    calls = {name: _calls(run, min_block_s) for name, run in runs.items()}
+    blocks: dict[str, list[tuple[list[float], float]]] = {name: [] for name in runs}
+    order = list(runs)
+    dice = random.Random(seed)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for done in range(rounds):
+            late = budget_s is not None and time.perf_counter() - started > budget_s
+            if late and done >= LEAST_ROUNDS:
+                break
+            dice.shuffle(order)
+            for name in order:
+                blocks[name].append(_block(runs[name], calls[name]))
+            gc.collect(0)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: _timing(found) for name, found in blocks.items()}
+
+
+def _calls(run: Callable[[], object], min_block_s: float) -> int:
+    """Return how many calls make a block; the first call is not counted, for it sets things up."""
+    run()
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return min(max(math.ceil(min_block_s / max(best, 1e-9)), 1), _MOST_CALLS)
+
+
+def _block(run: Callable[[], object], calls: int) -> tuple[list[float], float]:
+    """Return the wall time of every call of one visit, and the processor time of one call.
+
+    A block of short calls starts with one that is not counted: it finds the caches full of
+    another candidate's data, which a device that serves one model never does.
+    """
+    if calls > 1:
+        run()
+    clock = time.perf_counter
+    walls: list[float] = []
+    cpu = time.process_time()
+    for _ in range(calls):
+        start = clock()
+        run()
+        walls.append(clock() - start)
+    return walls, (time.process_time() - cpu) / calls
+
+
+def _timing(blocks: list[tuple[list[float], float]]) -> Timing:
+    """Fold the blocks of one candidate."""
+    return Timing(
+        samples=np.concatenate([np.asarray(walls) for walls, _ in blocks]),
+        wall=np.asarray([np.median(walls) for walls, _ in blocks]),
+        cpu=np.asarray([cpu for _, cpu in blocks]),
+    )
+
+
+def _one_busy_thread(timing: Timing) -> bool:
+    """Whether, in its quiet rounds, a run used the processor all the time, and only one."""
+    return 0.9 <= float(np.percentile(timing.cpu / timing.wall, 90)) <= 1.1
+
+
+def _disturbed(timing: Timing) -> bool:
+    """Whether other work took the processor from a run for a good part of the time."""
+    return float(np.mean(timing.samples)) > 1.1 * float(np.median(timing.cpu))
+
+
+def choose_clock(*timings: Timing) -> Clock:
+    """Return the clock on which these timings should be compared (see the module's text)."""
+    single = all(_one_busy_thread(timing) for timing in timings)
+    return "cpu" if single and any(_disturbed(timing) for timing in timings) else "wall"
+
+
+def speedup(baseline: Timing, other: Timing, clock: Clock | None = None) -> Ratio:
+    """Return how many times as fast ``other`` is as ``baseline``, both from one ``interleave``.
+
+    Args:
+        baseline: What it is compared with.
+        other: The candidate.
+        clock: The time to compare; chosen by ``choose_clock`` when None.
+
+    Raises:
+        UsageError: They are not from the same rounds.
+    """
+    if len(baseline.wall) != len(other.wall):
+        raise UsageError(
+            f"timings of {len(baseline.wall)} and {len(other.wall)} rounds, expected equal numbers"
+        )
+    used = clock or choose_clock(baseline, other)
+    above, below = (t.cpu if used == "cpu" else t.wall for t in (baseline, other))
+    ratios = np.sort(above / np.maximum(below, 1e-12))
+    low, high = sign_interval(len(ratios))
+    return Ratio(float(np.median(ratios)), float(ratios[low]), float(ratios[high]), used)
+
+
+def sign_interval(n: int, level: float = 0.95) -> tuple[int, int]:
+    """Return the positions, in n sorted values, of the ends of an interval of their median.
+
+    The chance that the median lies outside is ``2 * P(Binomial(n, 1/2) < k + 1)`` with the
+    positions ``k`` and ``n - 1 - k``; the largest k is taken that keeps it within ``1 - level``.
+
+    Args:
+        n: Number of values; at least ``LEAST_ROUNDS`` for 95 %.
+        level: Confidence.
+    """
+    total, k = 0, 0
+    for i in range(n // 2):
+        total += math.comb(n, i)
+        if 2 * total > (1.0 - level) * 2**n:
+            break
+        k = i
+    return k, n - 1 - k
+
+
+def different(a: Timing, b: Timing, floor: float = FLOOR) -> bool:
+    """Tell whether two candidates of one ``interleave`` really differ in speed.
+
+    Args:
+        a: One.
+        b: The other.
+        floor: Relative difference that is of no interest.
+
+    Returns:
+        Whether the whole interval of their ratio lies beyond ``1 + floor``, one way or the other.
+    """
+    ratio = speedup(a, b)
+    return ratio.low > 1.0 + floor or ratio.high < 1.0 / (1.0 + floor)
+
+
+def calibrate_batch(
+    session_factory: Callable[[], Session],
+    feed: Mapping[str, Array],
+    sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32),
+    min_gain: float = 0.10,
+    batched: Collection[str] | None = None,
+) -> BatchPlan:
+    """Find the largest batch that still pays: a fixed one is slower than none on some models.
+
+    Args:
+        session_factory: Opens a session; it is closed at the end.
+        feed: One sample or more per input, samples on axis 0.
+        sizes: Batches to try, growing; the first must work.
+        min_gain: Least gain in samples per second over the size before, as a share.
+        batched: Inputs that carry the batch; all when None.
+
+    Returns:
+        The plan; sizes that the model refuses, and all after them, are left out.
+    """
+    names = set(feed) if batched is None else set(batched)
+    session = session_factory()
+    seconds: dict[int, float] = {}
+    best = sizes[0]
+    try:
+        for size in sizes:
+            larger = {n: _repeat(a, size) if n in names else a for n, a in feed.items()}
+            smaller = {n: _repeat(a, best) if n in names else a for n, a in feed.items()}
+            try:
+                session.run(larger)
+            except (RequestError, DeviceError):
+                if size == sizes[0]:
+                    raise
+                break
+            pair = {"smaller": lambda f=smaller: session.run(f),
+                    "larger": lambda f=larger: session.run(f)}  # fmt: skip
+            timings = interleave(pair, rounds=10, min_block_s=0.001)
+            seconds[size] = timings["larger"].p50
+            gain = speedup(timings["smaller"], timings["larger"]).value * size / best
+            if size != sizes[0] and gain < 1.0 + min_gain:
+                break
+            best = size
+    finally:
+        session.close()
+    return BatchPlan(best, seconds)
+
+
+def _repeat(array: Array, size: int) -> Array:
+    """Return ``size`` samples, taken in turn from axis 0."""
+    repeated: Array = array[np.arange(size) % array.shape[0]]
+    return repeated
