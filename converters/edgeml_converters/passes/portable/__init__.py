@@ -1,0 +1,1 @@
+"""Parts of the portable quantisation: ranges, parameters, the rewritten graph."""
