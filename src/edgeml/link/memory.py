@@ -29,7 +29,7 @@ class Faults(msgspec.Struct, frozen=True):
 
     Attributes:
         seed: The same seed gives the same faults.
-        drop: QoS 0 is lost; QoS 1 is delivered again after everything else that waits.
+        drop: QoS 0 is lost; QoS 1 is delivered again after everything else that waits. Below 1.
         duplicate: Delivered twice.
         reorder: Delivered after its successor.
     """
@@ -96,11 +96,14 @@ class MemoryBroker:
             self._delivering = True
         count = 0
         try:
-            while (limit is None or count < limit) and self._deliver_one():
+            while limit is None or count < limit:
+                if not self._deliver_one():
+                    return count  # and the mark is gone already
                 count += 1
-        finally:
-            with self._lock:
-                self._delivering = False
+        except BaseException:
+            self._delivering = False
+            raise
+        self._delivering = False
         return count
 
     def cut(self, client_id: str) -> None:
@@ -206,6 +209,8 @@ class MemoryBroker:
                     link, times, item = session.link, 1, self._next(session)
                     break
             else:
+                # In the same breath as the look: what is queued later finds nobody at it.
+                self._delivering = False
                 return False
             if self._chance(self._faults.drop):
                 times = 0

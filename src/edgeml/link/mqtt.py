@@ -1,7 +1,8 @@
 """Link over MQTT with paho.
 
-MQTT 5 is tried first. A broker that refuses it (amqtt answers "unsupported protocol version",
-others close the connection) is asked again in 3.1.1. Sessions are opened with
+MQTT 5 is tried first. A broker that refuses it, closes the connection (RabbitMQ before 3.13) or
+says nothing (amqtt, which waits for the rest of what it cannot read) is asked again in 3.1.1, and
+so on in turn, ever more patiently, until one is taken. Sessions are opened with
 ``clean_start=False``: mosquitto queues for a session that was opened otherwise, but does not
 save it to disk.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from typing import Any, Final, Literal
 
 from paho.mqtt.client import (
@@ -37,8 +39,10 @@ Protocol = Literal["auto", "5", "3.1.1"]
 _PACKET_OVERHEAD: Final = 64 << 10
 #: Messages that wait inside paho while connected; what is beyond is refused.
 _MAX_QUEUED: Final = 1000
-#: Seconds between looks at whether paho's thread lives.
-_WATCH: Final = 2.0
+#: Seconds between looks at how paho's thread fares.
+_LOOK: Final = 0.5
+#: Seconds that a broker has for its first answer before the other protocol is tried.
+_PATIENCE: Final = 2.0
 
 
 class MqttLink:
@@ -87,7 +91,8 @@ class MqttLink:
         self._loop_thread = 0  # identity of the thread that runs the handlers
         self._connected = threading.Event()
         self._answered = False  # whether this attempt got an answer to its CONNECT
-        self._welcome = True  # whether the next change of protocol may be immediate
+        self._asked = 0.0  # when it was sent; 0 when there is no socket
+        self._changes = 0  # of protocol since the last connection
         self._rebuild = threading.Event()
         self._closing = threading.Event()
 
@@ -173,6 +178,7 @@ class MqttLink:
 
     def _keep(self) -> None:
         """Run a client until the link is closed or the other protocol is to be tried."""
+        shortest, longest = self._backoff
         wait = 0.0
         while not self._closing.wait(wait):
             self._rebuild.clear()
@@ -184,21 +190,23 @@ class MqttLink:
             self._watch(client)
             client.disconnect()
             client.loop_stop()
-            shortest, longest = self._backoff
             # The first change of protocol is immediate; a broker that takes neither is spared.
-            wait = 0.0 if self._welcome else min(max(shortest, 2 * wait), longest)
-            self._welcome = False
+            wait = 0.0 if self._changes <= 1 else min(max(shortest, 2 * wait), longest)
         self._lose("closed")
 
     def _watch(self, client: Client) -> None:
         """Wait until the client is not wanted any more."""
-        while not self._closing.is_set() and not self._rebuild.wait(_WATCH):
+        patience = min(_PATIENCE * 2**self._changes, self._backoff[1])
+        while not self._closing.is_set() and not self._rebuild.wait(_LOOK):
             # Starting the loop does nothing while it runs. Where a packet that paho cannot read
             # has ended its thread, the connection is of no more use.
             if client.loop_start() == MQTT_ERR_SUCCESS:
                 logger.error("%s:%d sent what is not MQTT; connecting anew", self._host, self._port)
                 self._lose("not MQTT")
                 return
+            asked = self._asked
+            if asked and not self._answered and time.monotonic() - asked > patience:
+                self._other_protocol()
 
     def _build(self) -> Client:
         version = MQTTProtocolVersion.MQTTv5 if self._five else MQTTProtocolVersion.MQTTv311
@@ -223,6 +231,8 @@ class MqttLink:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
+        client.on_socket_open = self._on_socket_open
+        client.on_socket_close = self._on_socket_close
         return client
 
     def _connect_options(self) -> dict[str, Any]:
@@ -236,6 +246,13 @@ class MqttLink:
         return {"clean_start": False, "properties": properties}
 
     # -- paho's thread --------------------------------------------------------------------------
+
+    def _on_socket_open(self, client: Client, userdata: object, sock: object) -> None:
+        self._answered = False
+        self._asked = time.monotonic()
+
+    def _on_socket_close(self, client: Client, userdata: object, sock: object) -> None:
+        self._asked = 0.0
 
     def _on_connect(
         self,
@@ -254,7 +271,7 @@ class MqttLink:
             return
         with self._lock:
             patterns = list(dict.fromkeys(pattern for pattern, _ in self._subscriptions))
-            self._welcome = True
+            self._changes = 0
             self._connected.set()
             handlers = list(self._connection_handlers)
         if patterns:
@@ -273,7 +290,6 @@ class MqttLink:
         self._loop_thread = threading.get_ident()
         if not self._answered and not self._closing.is_set():
             self._other_protocol()
-        self._answered = False
         self._lose(str(reason))
 
     def _lose(self, reason: str) -> None:
@@ -310,6 +326,7 @@ class MqttLink:
         """Try the other protocol next, when we may choose."""
         if self._auto and not self._rebuild.is_set():
             self._five = not self._five
+            self._changes += 1
             self._rebuild.set()
 
 
