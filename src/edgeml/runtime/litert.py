@@ -8,7 +8,6 @@ contract of a bundle out of it. There are no options: ``ProgramOptions.extra`` m
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -47,24 +46,26 @@ class _Library(NamedTuple):
     interpreter: Any
 
 
-def _candidates() -> list[tuple[str, Any]]:
-    """Return the interpreters that can be imported, best first.
+def _candidates() -> list[_Library]:
+    """Return the libraries that can be imported, best first.
 
     Raises:
         MissingPackageError: None can.
     """
-    found: list[tuple[str, Any]] = []
+    found: list[_Library] = []
     broken: MissingPackageError | None = None
     try:
+        import ai_edge_litert
         from ai_edge_litert.interpreter import Interpreter
 
-        found.append(("ai-edge-litert", Interpreter))
+        found.append(_Library("ai-edge-litert", ai_edge_litert.__version__, Interpreter))
     except ImportError as error:
         broken = import_failed("ai_edge_litert", error)
     try:
+        import tflite_runtime
         from tflite_runtime.interpreter import Interpreter as Legacy
 
-        found.append(("tflite-runtime", Legacy))
+        found.append(_Library("tflite-runtime", tflite_runtime.__version__, Legacy))
     except ImportError as error:
         if error.name != "tflite_runtime":
             broken = import_failed("tflite_runtime", error)
@@ -97,13 +98,13 @@ def _library() -> _Library:
         DeviceError: One is installed, and none works.
     """
     reasons: list[str] = []
-    for name, interpreter in _candidates():
+    for library in _candidates():
         try:
-            _try(interpreter)
+            _try(library.interpreter)
         except (*_ERRORS, DeviceError) as error:
-            reasons.append(f"{name}: {one_line(error)}")
+            reasons.append(f"{library.name}: {one_line(error)}")
             continue
-        return _Library(name, importlib.metadata.version(name), interpreter)
+        return library
     raise DeviceError(
         f"no TFLite interpreter works here ({'; '.join(reasons)})",
         "tflite-runtime needs numpy<2; elsewhere: pip install 'edgeml-kit[litert]'",
