@@ -16,7 +16,8 @@ from edgeml_agent.cli import COMMANDS as AGENT
 PAGE = Path(__file__).resolve().parents[2] / "docs/reference/cli.md"
 HEAD = """# Command line
 
-Results go to stdout, logs and progress to stderr. `--json` prints one object, errors included. An error is one
+Results go to stdout, logs and progress to stderr. `--json` prints one object, errors included. An
+error is one
 line (what, got, expected, where), then one line of hint.
 
 | exit code | meaning |
