@@ -240,6 +240,21 @@ def set_desired(db: sa.Connection, device: str, slot: str, target: SlotTarget | 
     return generation + 1
 
 
+def catch_up(db: sa.Connection, device: str, generation: int) -> bool:
+    """Renumber what a device should hold when it has seen a higher generation than we wrote.
+
+    That happens when the database was restored from an old copy: the device would refuse every
+    order until the numbers have caught up.
+
+    Returns:
+        Whether it was renumbered, and must be published again.
+    """
+    table = tables.desired
+    behind = sa.and_(table.c.device == device, table.c.generation < generation)
+    done = db.execute(table.update().where(behind).values(generation=generation + 1))
+    return bool(done.rowcount)
+
+
 def desired_of(db: sa.Connection, fleet: str, device: str) -> DesiredState | None:
     """Return what a device should hold, or None when nothing was ever asked of it."""
     row = db.execute(sa.select(tables.desired).where(tables.desired.c.device == device)).first()

@@ -57,6 +57,8 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
         back: Generation that told it to go back; 0 when it was not told.
         restored: Whether it said that it went back.
         detail: Its reason for a failure.
+        boots: Boots of the device that were known when it was told.
+        was_degraded: Whether the slot ran on a fallback already then.
     """
 
     wave: int
@@ -66,6 +68,8 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
     back: int = 0
     restored: bool = False
     detail: str = ""
+    boots: int = 0
+    was_degraded: bool = False
 
 
 class Rollout(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -154,6 +158,8 @@ class Issued(msgspec.Struct, frozen=True):
     Attributes:
         way: ``out`` with the new version, ``back`` with the old one.
         before: For ``out``: the device's last verified version at that moment.
+        boots: For ``out``: boots of the device that were known.
+        degraded: For ``out``: whether the slot ran on a fallback.
     """
 
     now: float
@@ -161,6 +167,8 @@ class Issued(msgspec.Struct, frozen=True):
     generation: int
     way: Literal["out", "back"]
     before: Ref | None = None
+    boots: int = 0
+    degraded: bool = False
 
 
 class DeviceReported(msgspec.Struct, frozen=True):
@@ -324,7 +332,13 @@ def _issued(rollout: Rollout, event: Issued) -> Result:
         back = msgspec.structs.replace(part, back=event.generation, restored=False)
         return _change(rollout, event.device, back), ()
     sent = msgspec.structs.replace(
-        part, generation=event.generation, state="sent", before=event.before, detail=""
+        part,
+        generation=event.generation,
+        state="sent",
+        before=event.before,
+        detail="",
+        boots=event.boots,
+        was_degraded=event.degraded,
     )
     return _change(rollout, event.device, sent), ()
 

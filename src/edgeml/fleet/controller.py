@@ -1,0 +1,278 @@
+"""Controller: the one thread that changes the fleet, between the link and the database.
+
+Messages, requests of people and the clock come in through one queue and are worked off in order,
+many in one transaction. Only when that is on disk are acknowledgements, desired states and notes
+of change sent out. Every reconnect publishes all desired states again, so that a broker that was
+wiped is refilled.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import NamedTuple, TypeVar, cast
+
+from securesystemslib.signer import Signer
+from sqlalchemy.exc import SQLAlchemyError
+
+from edgeml.errors import UnreachableError
+from edgeml.fleet import inventory, telemetry
+from edgeml.fleet.blocks import BlockServer
+from edgeml.fleet.engine import RolloutEngine
+from edgeml.fleet.ingest import ingest
+from edgeml.fleet.store import Store
+from edgeml.fleet.views import Change
+from edgeml.fleet.work import Work
+from edgeml.link.base import Link, LinkMessage
+from edgeml.messages import topics
+from edgeml.messages.payloads import DesiredState, Rpc, encode
+from edgeml.trust import desired as trust_desired
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_BATCH = 500
+_ASK_SECONDS = 30.0
+_PRUNE_EVERY = 3600.0
+KEEP_SECONDS = 14 * 24 * 3600.0
+
+
+class _Question(NamedTuple):
+    """Something that people ask for, and where the answer goes."""
+
+    change: Callable[[Work], object]
+    answer: Future[object]
+
+
+#: A message or the clock, a question, or nothing (to wake the thread up).
+_Item = Callable[[Work], None] | _Question | None
+
+
+class Controller:
+    """Keeps devices where they should be.
+
+    Args:
+        fleet: Name of the fleet.
+        store: The database.
+        link: The connection to the broker; opened by ``start``, closed by ``stop``.
+        signer: The director's key.
+        blocks: Answers requests for pieces.
+        clock: Unix seconds.
+        tick: Seconds between two looks at the gates.
+    """
+
+    def __init__(
+        self,
+        fleet: str,
+        store: Store,
+        link: Link,
+        signer: Signer,
+        blocks: BlockServer,
+        *,
+        clock: Callable[[], float] = time.time,
+        tick: float = 1.0,
+    ) -> None:
+        """Subscribe; nothing moves before ``start`` (or ``work_off``)."""
+        self.fleet = fleet
+        self.engine = RolloutEngine()
+        self.clock = clock
+        self._store, self._link, self._signer, self._blocks = store, link, signer, blocks
+        self._tick = tick
+        self._next_tick = 0.0
+        self._next_prune = clock() + _PRUNE_EVERY
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._watchers: list[Callable[[Change], None]] = []
+        self._stale = False
+        self._clean = False
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fleet-controller", daemon=True)
+        link.on_connection(self._on_connection)
+        link.subscribe(topics.all_up(fleet), self._on_message)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker can be reached now."""
+        return self._link.connected
+
+    def start(self) -> None:
+        """Connect, and begin to work."""
+        self._blocks.start()
+        self._thread.start()
+        self._link.open()
+
+    def stop(self) -> None:
+        """Work off what has come in, then stop and disconnect."""
+        self._stopped.set()
+        self._queue.put(None)
+        self._thread.join()
+        self._blocks.stop()
+        self._link.close()
+
+    def watch(self, watcher: Callable[[Change], None]) -> Callable[[], None]:
+        """Tell ``watcher`` of every change, on the controller's thread; return how to end it."""
+        self._watchers = [*self._watchers, watcher]
+
+        def end() -> None:
+            self._watchers = [w for w in self._watchers if w is not watcher]
+
+        return end
+
+    def ask(self, change: Callable[[Work], T]) -> T:
+        """Run ``change`` in a transaction of its own on the controller's thread.
+
+        Raises:
+            EdgemlError: What ``change`` raised; then nothing was written.
+            UnreachableError: The fleet is stopping, or did not come to it in time.
+        """
+        if self._stopped.is_set():
+            raise UnreachableError("the fleet is stopping")
+        question = _Question(change, Future())
+        self._queue.put(question)
+        if not self._thread.is_alive():
+            self._work_off(self._take())
+        try:
+            return cast(T, question.answer.result(_ASK_SECONDS))
+        except TimeoutError as error:
+            raise UnreachableError("the fleet is busy", "try again in a minute") from error
+
+    # -- what comes in --------------------------------------------------------------------------
+
+    def _on_message(self, message: LinkMessage) -> None:
+        address = topics.parse(message.topic)
+        if address is None or address.fleet != self.fleet or address.way != "up":
+            return
+        if address.kind == "block":
+            self._blocks.ask(address, message)
+        elif address.kind != "rpc":
+            self._queue.put(lambda work: ingest(work, self.engine, address, message))
+
+    def _on_connection(self, connected: bool) -> None:
+        logger.info("broker %s", "connected" if connected else "lost")
+        if connected:
+            self._queue.put(_publish_all)
+        else:
+            self._queue.put(lambda work: work.changed("broker"))
+
+    # -- the thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            wait = max(0.0, self._next_tick - time.monotonic())
+            try:
+                items = [self._queue.get(timeout=wait), *self._take()]
+            except queue.Empty:
+                items = []
+            self._work_off(items)
+            if time.monotonic() >= self._next_tick:
+                self._next_tick = time.monotonic() + self._tick
+                self._guarded([self._on_tick])
+        self._work_off(self._take())
+
+    def work_off(self) -> None:
+        """Work off what has come in and look at the gates once, on the caller's thread.
+
+        For simulations that bring their own clock, instead of ``start``.
+        """
+        while items := self._take():
+            self._work_off(items)
+        self._guarded([self._on_tick])
+
+    def _take(self) -> list[_Item]:
+        """Return what waits in the queue, at most a batch."""
+        items: list[_Item] = []
+        while len(items) < _BATCH and not self._queue.empty():
+            items.append(self._queue.get())
+        return items
+
+    def _work_off(self, items: list[_Item]) -> None:
+        """Work off items in order: messages together, each question in its own transaction."""
+        batch: list[Callable[[Work], None]] = []
+        for item in items:
+            if isinstance(item, _Question):
+                self._guarded(batch)
+                batch = []
+                self._answer(item)
+            elif item is not None:
+                batch.append(item)
+        self._guarded(batch)
+
+    def _answer(self, question: _Question) -> None:
+        results: list[object] = []
+        try:
+            self._commit([lambda work: results.append(question.change(work))])
+        except Exception as error:
+            # Also a bug of ours must reach the one who asked, and must not stop the fleet.
+            question.answer.set_exception(error)
+        else:
+            question.answer.set_result(results[0])
+
+    def _guarded(self, batch: list[Callable[[Work], None]]) -> None:
+        """Commit a batch; nothing that comes in may stop the thread."""
+        try:
+            self._commit(batch)
+        except SQLAlchemyError as error:
+            # Nothing was acknowledged: additive messages come again by themselves, and devices
+            # are asked for the rest as soon as the database works.
+            logger.error("the database cannot be written: %s", error)
+            self._stale = True
+        except Exception:
+            # A bug that one message meets must not take the others with it.
+            if len(batch) == 1:
+                logger.exception("internal error, the message is dropped")
+                return
+            for item in batch:
+                self._guarded([item])
+
+    def _commit(self, batch: list[Callable[[Work], None]]) -> None:
+        if not batch:
+            return
+        with self._store.write() as db:
+            work = Work(db, self.clock())
+            if not self._clean:
+                self.engine.load(work)
+            self._clean = False  # until this is on disk, memory is ahead of it
+            for item in batch:
+                item(work)
+            self.engine.save(work)
+            states = [
+                state
+                for device in sorted(work.desired)
+                if (state := inventory.desired_of(db, self.fleet, device)) is not None
+            ]
+        self._clean = True
+        self._send(work, states)
+
+    def _send(self, work: Work, states: list[DesiredState]) -> None:
+        for state in states:
+            self._publish(state)
+        for (device, boot), sequences in work.acks.items():
+            ack = Rpc(id="", method="ack", params={"boot": boot, "sequences": sequences})
+            self._link.publish(topics.down(self.fleet, device, "rpc"), encode(ack))
+        for change in work.changes:
+            for watcher in self._watchers:
+                watcher(change)
+
+    def _publish(self, state: DesiredState) -> None:
+        topic = topics.down(self.fleet, state.device, "desired")
+        self._link.publish(topic, trust_desired.sign(state, self._signer), retain=True)
+
+    def _on_tick(self, work: Work) -> None:
+        if self._stale:
+            self._stale = False
+            for device in inventory.all_devices(work.db):
+                again = Rpc(id="", method="rebirth")
+                self._link.publish(topics.down(self.fleet, device, "rpc"), encode(again))
+        self.engine.tick(work)
+        if work.now >= self._next_prune:
+            self._next_prune = work.now + _PRUNE_EVERY
+            telemetry.prune(work.db, work.now - KEEP_SECONDS)
+
+
+def _publish_all(work: Work) -> None:
+    """Publish every desired state again: the broker may have been wiped."""
+    work.desired.update(state.device for state in inventory.all_desired(work.db, ""))
+    work.changed("broker")
