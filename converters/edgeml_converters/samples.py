@@ -1,0 +1,105 @@
+"""Samples: the inputs that every candidate is run with, one run after the other.
+
+A sample is the feed of one run. The samples of a search are kept stacked, input -> array
+``[runs, *shape of one run]``, because then one file of arrays holds them whatever the shapes are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgeml.errors import DataError
+from edgeml.tensors import Array, TensorSpec
+
+Stacked = dict[str, Array]
+
+
+def stack(data: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> Stacked:
+    """Cut evaluation data into runs: one row each, or the batch that the model fixes.
+
+    Args:
+        data: Input name -> array, samples on axis 0.
+        inputs: The public contract.
+
+    Raises:
+        DataError: There is not even one run in it.
+    """
+    stacked: Stacked = {}
+    for spec in inputs:
+        rows, batch = data[spec.name], per_run(spec)
+        runs = len(rows) // batch
+        if runs == 0:
+            raise DataError(
+                f"the data holds {len(rows)} samples of '{spec.name}', "
+                f"but the model takes {batch} in one run",
+                "give more data, or a model with a variable batch",
+            )
+        shape = (runs, batch, *rows.shape[1:]) if spec.shape else (runs,)
+        stacked[spec.name] = rows[: runs * batch].reshape(shape)
+    runs = min(len(array) for array in stacked.values())
+    return {name: array[:runs] for name, array in stacked.items()}
+
+
+def per_run(spec: TensorSpec) -> int:
+    """Return how many rows of data one run takes."""
+    return spec.shape[0] if spec.shape and spec.shape[0] > 0 else 1
+
+
+def random_samples(inputs: Sequence[TensorSpec], runs: int, seed: int) -> Stacked:
+    """Return samples of chance: to see that a model runs, and nothing more.
+
+    Floats are standard normal; integers and truth values are 0 or 1, which every vocabulary and
+    every mask has. A variable axis is 1.
+    """
+    rng = np.random.default_rng(seed)
+    stacked: Stacked = {}
+    for spec in inputs:
+        shape = (runs, *(1 if n == -1 else n for n in spec.shape))
+        if np.dtype(spec.dtype).kind == "f":
+            stacked[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+        else:
+            stacked[spec.name] = rng.integers(0, 2, shape).astype(spec.dtype)
+    return stacked
+
+
+def feeds(samples: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    """Yield the feed of each run."""
+    for index in range(count(samples)):
+        yield {name: np.asarray(array[index]) for name, array in samples.items()}
+
+
+def count(samples: Mapping[str, Array]) -> int:
+    """Return the number of runs."""
+    return len(next(iter(samples.values())))
+
+
+def join_outputs(runs: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Put the outputs of all runs together, samples on axis 0.
+
+    An output whose shape changes from run to run in another axis than the first is laid flat:
+    two candidates can still be compared when they agree on the shapes.
+    """
+    joined: dict[str, Array] = {}
+    for name in runs[0]:
+        parts = [run[name] for run in runs]
+        if parts[0].ndim == 0:
+            joined[name] = np.stack(parts)
+        elif all(part.shape[1:] == parts[0].shape[1:] for part in parts):
+            joined[name] = np.concatenate(parts)
+        else:
+            joined[name] = np.concatenate([part.ravel() for part in parts])
+    return joined
+
+
+def save(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays for another process of this run; not meant to be kept."""
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes no dict of arrays
+
+
+def load(path: Path) -> dict[str, Array]:
+    """Read what ``save`` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
