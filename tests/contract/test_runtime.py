@@ -166,6 +166,14 @@ def test_a_device_that_is_not_there(case, device):
         case.runtime.prepare(case.path, ProgramOptions(device=device))
 
 
+def test_a_provider_that_takes_nothing_is_no_placement(tmp_path):
+    """The Azure provider is in the library's wheels, starts everywhere, and runs no node of this."""
+    path = tmp_path / "mlp.onnx"
+    onnx.save(mlp(), path)
+    with pytest.raises(DeviceError, match="placed on CPUExecutionProvider, expected Azure"):
+        get_runtime("onnxruntime").prepare(path, ProgramOptions(device="AzureExecutionProvider"))
+
+
 def test_an_unknown_option(case):
     with pytest.raises(UsageError, match="nonsense"):
         case.runtime.prepare(case.path, ProgramOptions(extra={"nonsense": "1"}))

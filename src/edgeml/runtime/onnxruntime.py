@@ -12,6 +12,7 @@ start by the CPU and only warns; here that is an error, because a placement is a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from edgeml.runtime.common import (
     release_memory,
 )
 from edgeml.tensors import Array, TensorSpec, check_feed
+
+logger = logging.getLogger(__name__)
 
 CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
@@ -162,14 +165,38 @@ class OnnxRuntime:
                 f"onnxruntime cannot load '{model.name}': {_text(error)}",
                 "check the file with 'edgeml inspect'",
             ) from error
-        placement = session.get_providers()[0]
-        if placement != provider:
-            raise DeviceError(
-                f"'{model.name}' was placed on {placement}, expected {provider}: "
-                "the provider is installed but did not start here",
-                "check the driver and its libraries with 'edgeml doctor'",
-            )
-        return OnnxProgram(session, placement, model.name)
+        _check_placement(session, provider, model.name)
+        return OnnxProgram(session, provider, model.name)
+
+
+def _check_placement(session: Any, provider: str, model: str) -> None:
+    """Check that a provider really took the model, or at least a part of it.
+
+    A provider that did not start is left out of the session's list. One that started may still
+    have left every node to the CPU; newer versions of the library tell which nodes it took.
+
+    Raises:
+        DeviceError: It did not.
+    """
+    hint = "check the driver and its libraries with 'edgeml doctor'"
+    if session.get_providers()[0] != provider:
+        raise DeviceError(
+            f"'{model}' was placed on {session.get_providers()[0]}, expected {provider}: "
+            "the provider is installed but did not start here",
+            hint,
+        )
+    if provider == CPU or not hasattr(session, "get_provider_graph_assignment_info"):
+        return
+    taken: dict[str, int] = {}
+    for part in session.get_provider_graph_assignment_info():
+        taken[part.ep_name] = taken.get(part.ep_name, 0) + len(part.get_nodes())
+    if taken and not taken.get(provider):
+        raise DeviceError(
+            f"'{model}' was placed on {', '.join(taken)}, expected {provider}: "
+            "the provider took no node of the model",
+            hint,
+        )
+    logger.info("%s: nodes placed on %s", model, taken)
 
 
 def _session_options(options: ProgramOptions) -> Any:
@@ -184,6 +211,8 @@ def _session_options(options: ProgramOptions) -> Any:
     made.intra_op_num_threads = options.threads
     made.inter_op_num_threads = 1
     entries = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
+    if options.device not in ("", CPU):
+        entries["session.record_ep_graph_assignment_info"] = "1"
     for key, value in options.extra.items():
         if key == "graph_optimization_level":
             if value not in _LEVELS:
