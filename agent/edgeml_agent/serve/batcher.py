@@ -110,7 +110,7 @@ class Batcher:
         self.inline = inline
         self._loop = loop
         self._run = run
-        self._hard = hard
+        self.hard = hard
         self._max_queue = max_queue
         self._queue: deque[Item] = deque()
         self._rows = 0
@@ -244,7 +244,7 @@ class Batcher:
 
     def _single(self, item: Item) -> Outcome:
         try:
-            if self._hard and item.rows > self._hard:
+            if self.hard and item.rows > self.hard:
                 return self._in_pieces(item)
             return self._guarded(item.feed)
         except EdgemlError as error:
@@ -272,10 +272,10 @@ class Batcher:
     def _in_pieces(self, item: Item) -> Feed:
         """Run one long request in pieces of at most ``hard`` rows."""
         pieces: list[Feed] = []
-        for start in range(0, item.rows, self._hard):
-            piece = {k: array[start : start + self._hard] for k, array in item.feed.items()}
+        for start in range(0, item.rows, self.hard):
+            piece = {k: array[start : start + self.hard] for k, array in item.feed.items()}
             pieces.append(self._guarded(piece))
-            check_rows(pieces[-1], min(self._hard, item.rows - start))
+            check_rows(pieces[-1], min(self.hard, item.rows - start))
         return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
 
     def _guarded(self, feed: Feed) -> Feed:

@@ -68,7 +68,6 @@ class Engine:
                 else:
                     counts.answered(time.perf_counter() - item.arrived, generation.on_fallback)
                     slot.memory.keep(request_id, counts, outcome, generation.manifest.labels)
-                    generation.observe(feed, outcome)
                 done(generation, request_id, outcome)
 
             item = Item(feed, time.perf_counter() + seconds, finish)

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from edgeml.errors import BundleError, DeviceError, EdgemlError
 from edgeml.manifest import Variant
@@ -42,12 +42,11 @@ class Opened(Protocol):
         ...
 
 
-Open = Callable[[Variant], Opened]
-Check = Callable[[Opened, Variant], None]
+T = TypeVar("T", bound=Opened)
 Note = Callable[[str, str, str], None]
 
 
-class Chain:
+class Chain(Generic[T]):
     """Variants in order of preference; one of them serves.
 
     Safe for several threads: one run or check at a time.
@@ -60,7 +59,11 @@ class Chain:
     """
 
     def __init__(
-        self, variants: Sequence[Variant], opener: Open, check: Check, note: Note
+        self,
+        variants: Sequence[Variant],
+        opener: Callable[[Variant], T],
+        check: Callable[[T, Variant], None],
+        note: Note,
     ) -> None:
         """Load the first variant that loads and passes its golden samples.
 
@@ -76,7 +79,7 @@ class Chain:
         self._restored = float("-inf")
         self._closed = False
         self._reasons: list[str] = []
-        self._standby: tuple[int, Opened] | None = None
+        self._standby: tuple[int, T] | None = None
         self._index, self._opened = self._first()
 
     @property
@@ -90,9 +93,19 @@ class Chain:
         return self._opened.placement
 
     @property
+    def opened(self) -> T:
+        """What is loaded and serves."""
+        return self._opened
+
+    @property
     def degraded(self) -> str:
         """Why a fallback runs; empty when the first choice runs."""
         return "; ".join(self._reasons) if self._index else ""
+
+    @property
+    def on_fallback(self) -> bool:
+        """Whether another than the first choice serves."""
+        return self._index > 0
 
     @property
     def pause(self) -> float:
@@ -169,7 +182,7 @@ class Chain:
             if self._standby is not None:
                 self._standby[1].close()
 
-    def _first(self) -> tuple[int, Opened]:
+    def _first(self) -> tuple[int, T]:
         failures: list[EdgemlError] = []
         for index, variant in enumerate(self._variants):
             try:
@@ -182,7 +195,7 @@ class Chain:
             raise BundleError("the bundle has no variant for this device")
         raise failures[0]
 
-    def _try(self, variant: Variant) -> Opened:
+    def _try(self, variant: Variant) -> T:
         opened = self._open(variant)
         try:
             self._check(opened, variant)
@@ -193,7 +206,7 @@ class Chain:
             self._note("fallback", "warning", f"{variant.id} serves: {'; '.join(self._reasons)}")
         return opened
 
-    def _next(self) -> tuple[int, Opened] | None:
+    def _next(self) -> tuple[int, T] | None:
         """Return the next variant that loads; what was loaded once stays at hand."""
         if self._standby is not None and self._standby[0] > self._index:
             return self._standby
@@ -207,7 +220,7 @@ class Chain:
             return self._standby
         return None
 
-    def _fall(self, index: int, opened: Opened, failure: DeviceError) -> None:
+    def _fall(self, index: int, opened: T, failure: DeviceError) -> None:
         """Let the fallback serve."""
         relapse = time.monotonic() - self._restored < _RELAPSE_SECONDS
         self._pause = min(self._pause * 2, LONGEST_PAUSE) if relapse else FIRST_PAUSE

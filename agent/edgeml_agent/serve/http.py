@@ -179,7 +179,9 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(400, "protocol upgrades are not supported")
+            # Nobody has to upgrade: the request is answered as HTTP/1.1, and is the last one.
+            for exchange in self._complete[-1:]:
+                exchange.keep_alive = False
         except httptools.HttpParserError as error:
             self._refuse(400, f"not a HTTP/1.1 request: {error}")
         complete, self._complete = self._complete, []

@@ -118,9 +118,7 @@ def _generation(text: _Text, generation: Generation) -> None:
     text.add("edgeml_model_info", {**labels, **info}, 1)
 
 
-def _cumulative(
-    bounds: Sequence[float], counts: Sequence[int]
-) -> Iterable[tuple[float, int]]:
+def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> Iterable[tuple[float, int]]:
     """Yield every fourth bound with the number of observations at or below it."""
     seen = 0
     for i, (bound, count) in enumerate(zip(bounds, counts, strict=False)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+from pathlib import Path
 
 import msgspec
 
@@ -45,6 +47,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_seconds: float = 75.0
     allow_nonfinite: bool = False
     remember: int = 10_000
+
+    def cache_folder(self) -> Path:
+        """Return the folder for unpacked bundles and compiled models."""
+        if self.cache:
+            return Path(self.cache)
+        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        return Path(home) / "edgeml" / "serve"
 
     def address(self) -> tuple[str, int] | None:
         """Return host and port of the HTTP server; None when there is none.

@@ -204,5 +204,3 @@ class Slots:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._retired.append(generation.counts)
-
-

@@ -1,0 +1,331 @@
+"""A loaded generation: one version of a bundle, opened, warmed up, checked, and ready to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgeml.errors import BundleError, DeviceError, EdgemlError, UsageError
+from edgeml.manifest import Manifest, Tolerance, Variant
+from edgeml.runtime import get_runtime
+from edgeml.runtime.base import Program
+from edgeml.runtime.bind import open_variant
+from edgeml.runtime.golden import golden_check, load_arrays
+from edgeml.runtime.measure import calibrate_batch
+from edgeml.tensors import Array
+from edgeml_agent.control import SlotStatus, Stage, Window
+from edgeml_agent.serve.batcher import Batcher
+from edgeml_agent.serve.fallback import Chain, Note
+from edgeml_agent.serve.files import unpacked
+from edgeml_agent.serve.settings import Settings
+from edgeml_agent.serve.window import Counts
+
+logger = logging.getLogger(__name__)
+
+#: A run shorter than this many seconds goes on the loop: a hop to a thread costs about 30 us,
+#: and a longer run would hold up other connections.
+INLINE_SECONDS = 0.001
+#: A larger batch must raise the rows per second by at least this share.
+_MIN_GAIN = 0.10
+#: A row may differ by this much when others are in its batch; more means that it must run alone.
+_SAME = Tolerance(atol=1e-5, rtol=1e-3)
+#: Seconds between two looks at whether the first choice is back.
+_WATCH_SECONDS = 1.0
+
+
+class GoldenError(DeviceError):
+    """A variant runs, and its golden samples come out wrong."""
+
+
+class OpenedVariant:
+    """A variant that is loaded on this device, with one stream.
+
+    Attributes:
+        placement: The provider that really runs it.
+        program: What is compiled.
+    """
+
+    def __init__(self, program: Program) -> None:
+        """Open a stream."""
+        self.program = program
+        self.placement = program.placement
+        self._session = program.session()
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run it once; see ``Session.run``."""
+        return self._session.run(feed)
+
+    def close(self) -> None:
+        """Give back what it holds. Safe to call twice."""
+        self._session.close()
+        self.program.close()
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How a generation is batched.
+
+    Attributes:
+        batch: Most rows of one batch.
+        hard: Most rows of one run; 0 when rows cannot be told apart.
+        seconds: Of one run at that batch.
+    """
+
+    batch: int
+    hard: int
+    seconds: float
+
+
+class Model:
+    """The blocking part of a generation: everything that happens on a thread.
+
+    Args:
+        folder: Where the bundle is unpacked.
+        manifest: What it says of itself.
+        profile: Profile of the device; empty for any.
+        cache: Folder for compiled forms.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, profile: str, cache: Path) -> None:
+        """Read the golden samples.
+
+        Raises:
+            EdgemlError: They are damaged, or do not fit the contract.
+        """
+        self.manifest = manifest
+        self._folder = folder
+        self._cache = cache
+        self.variants = fitting(manifest, profile)
+        self._golden: dict[str, Array] = {}
+        if manifest.golden is not None:
+            self._golden = load_arrays((folder / manifest.golden.path).read_bytes())
+        self._recorded = {
+            variant.id: load_arrays((folder / variant.golden.path).read_bytes())
+            for variant in self.variants
+            if variant.golden is not None
+        }
+
+    def open(self, variant: Variant) -> OpenedVariant:
+        """Load a variant.
+
+        Raises:
+            EdgemlError: It does not load here.
+        """
+        manifest = self.manifest
+        program = open_variant(
+            self._folder, variant, manifest.inputs, manifest.outputs, self._cache
+        )
+        return OpenedVariant(program)
+
+    def check(self, opened: OpenedVariant, variant: Variant) -> None:
+        """Warm a variant up, and compare its golden samples with what was recorded.
+
+        Raises:
+            GoldenError: They differ.
+            EdgemlError: It does not run.
+        """
+        recorded = self._recorded.get(variant.id)
+        if not self._golden or recorded is None:
+            opened.run({spec.name: spec.zeros() for spec in self.manifest.inputs})
+            return
+        result = golden_check(opened, self._golden, recorded, variant.tolerance)
+        if not result.ok:
+            raise GoldenError(
+                f"golden samples of variant '{variant.id}' come out wrong: {result.reason}",
+                "this device computes something else than the workstation recorded",
+            )
+
+    def plan(self, opened: OpenedVariant, most: int) -> Plan:
+        """Find out how this model is batched best on this device, now.
+
+        Args:
+            opened: The variant that serves.
+            most: Most rows of one run.
+        """
+        row, other = self._row(0), self._row(1)
+        sizes = [1]
+        splits = self._splittable(opened, row, other)
+        while splits and sizes[-1] * 2 <= most:
+            sizes.append(sizes[-1] * 2)
+        batched = [spec.name for spec in self.manifest.inputs if spec.batched]
+        found = calibrate_batch(
+            opened.program.session, row, tuple(sizes), min_gain=_MIN_GAIN, batched=batched
+        )
+        return Plan(found.batch, most if splits else 0, found.seconds[found.batch])
+
+    def _row(self, index: int) -> dict[str, Array]:
+        """Return one golden sample as a feed of one row; zeros where there is no such sample."""
+        feed: dict[str, Array] = {}
+        for spec in self.manifest.inputs:
+            array = self._golden.get(spec.name)
+            if array is None or array.shape[0] <= index or not spec.batched:
+                feed[spec.name] = spec.zeros()
+            else:
+                feed[spec.name] = array[index : index + 1]
+        return feed
+
+    def _splittable(
+        self, opened: OpenedVariant, row: dict[str, Array], other: dict[str, Array]
+    ) -> bool:
+        """Tell whether rows can share a run without changing each other's answers."""
+        manifest = self.manifest
+        if not all(spec.batched for spec in (*manifest.inputs, *manifest.outputs)):
+            return False
+        if any(row[name].shape != other[name].shape for name in row):
+            return False
+        both = {name: np.concatenate([row[name], other[name]]) for name in row}
+        first, second = opened.run(row), opened.run(other)
+        apart = {name: np.concatenate([first[name], second[name]]) for name in first}
+        result = golden_check(opened, both, apart, _SAME)
+        if not result.ok:
+            logger.info("%s is not batched: %s", manifest.name, result.reason)
+        return result.ok
+
+
+def fitting(manifest: Manifest, profile: str) -> tuple[Variant, ...]:
+    """Return the variants that may run here, in order of preference.
+
+    What stands before the first one whose runtime works here was made for better equipped
+    devices of the profile; what comes after it is its fallback.
+
+    Raises:
+        BundleError: There is none.
+    """
+    fits = [v for v in manifest.variants if not profile or v.profile == profile]
+    reasons: list[str] = []
+    for i, variant in enumerate(fits):
+        try:
+            found = get_runtime(variant.runtime).check()
+        except UsageError as error:  # a runtime that this release does not know
+            reasons.append(error.message)
+            continue
+        if found.usable:
+            return tuple(fits[i:])
+        reasons.append(f"{variant.runtime}: {found.reason}")
+    profiles = ", ".join(sorted({v.profile for v in manifest.variants})) or "none"
+    why = "; ".join(dict.fromkeys(reasons)) or f"it holds variants for: {profiles}"
+    raise BundleError(
+        f"bundle {manifest.name} {manifest.version} has no variant for profile "
+        f"'{profile or 'any'}' that runs here ({why})",
+        "convert it for this profile, or install the runtime",
+    )
+
+
+class Generation:
+    """One version in one slot, with its queue and its counts. Lives on the loop.
+
+    Attributes:
+        slot: The slot's name.
+        ref: The version.
+        manifest: Its manifest.
+        chain: What runs it.
+        batcher: Its queue.
+        counts: What happened to its requests.
+    """
+
+    def __init__(
+        self,
+        request: Stage,
+        manifest: Manifest,
+        chain: Chain[OpenedVariant],
+        batcher: Batcher,
+    ) -> None:
+        """Start answering, and looking after the fallback."""
+        self.slot = request.slot
+        self.ref = request.ref
+        self.manifest = manifest
+        self.chain = chain
+        self.batcher = batcher
+        self.counts = Counts(request.slot, request.ref)
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    @property
+    def on_fallback(self) -> bool:
+        """Whether a fallback serves."""
+        return self.chain.on_fallback
+
+    def status(self) -> SlotStatus:
+        """Return what it serves, and how that goes."""
+        return SlotStatus(
+            ref=self.ref,
+            variant=self.chain.variant.id,
+            placement=self.chain.placement,
+            degraded=self.chain.degraded,
+            requests=self.counts.requests,
+            errors=dict(self.counts.errors),
+        )
+
+    def take_window(self) -> Window:
+        """Return what was counted since the last time."""
+        return self.counts.take()
+
+    async def close(self) -> None:
+        """Answer what is queued, then give everything back."""
+        self._watcher.cancel()
+        await self.batcher.drained()
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self.batcher.close()
+        self.chain.close()
+
+    async def _watch(self) -> None:
+        """While a fallback serves, try the first choice again, with growing pauses."""
+        while True:
+            await asyncio.sleep(self.chain.pause if self.on_fallback else _WATCH_SECONDS)
+            if self.on_fallback:
+                await asyncio.to_thread(self.chain.restore)
+
+
+async def load(
+    request: Stage, settings: Settings, loop: asyncio.AbstractEventLoop, note: Note
+) -> Generation:
+    """Load what a ``stage`` request names, on a thread.
+
+    Raises:
+        GoldenError: It runs, and gives wrong answers.
+        EdgemlError: It does not load here.
+    """
+    manifest, chain, plan = await asyncio.to_thread(_load, request, settings, note)
+    batcher = Batcher(
+        loop,
+        chain.run,
+        limit=plan.batch,
+        hard=plan.hard,
+        inline=plan.seconds < INLINE_SECONDS,
+        max_queue=settings.max_queue,
+    )
+    logger.info(
+        "%s %s: variant %s on %s, batch %d, %.3f ms, %s",
+        manifest.name, manifest.version, chain.variant.id, chain.placement,
+        plan.batch, plan.seconds * 1e3, "inline" if batcher.inline else "on a thread",
+    )  # fmt: skip
+    return Generation(request, manifest, chain, batcher)
+
+
+def _load(
+    request: Stage, settings: Settings, note: Note
+) -> tuple[Manifest, Chain[OpenedVariant], Plan]:
+    cache = settings.cache_folder()
+    folder, manifest = unpacked(Path(request.bundle), cache)
+    if (manifest.name, manifest.version) != (request.ref.model, request.ref.version):
+        raise BundleError(
+            f"bundle '{request.bundle}' holds {manifest.name} {manifest.version}, "
+            f"expected {request.ref.model} {request.ref.version}"
+        )
+    model = Model(folder, manifest, request.profile, cache / "compiled")
+
+    def say(kind: str, severity: str, message: str) -> None:
+        note(kind, severity, f"{request.slot} {manifest.version}: {message}")
+
+    chain = Chain(model.variants, model.open, model.check, say)
+    try:
+        plan = model.plan(chain.opened, settings.max_batch)
+    except EdgemlError:
+        chain.close()
+        raise
+    return manifest, chain, plan
