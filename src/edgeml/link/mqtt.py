@@ -93,6 +93,8 @@ class MqttLink:
         self._answered = False  # whether this attempt got an answer to its CONNECT
         self._asked = 0.0  # when it was sent; 0 when there is no socket
         self._changes = 0  # of protocol since the last connection
+        self._asked_for: set[str] = set()  # by that packet
+        self._subscribing: int | None = None  # packet that subscribes us after a connect
         self._rebuild = threading.Event()
         self._closing = threading.Event()
 
@@ -229,6 +231,7 @@ class MqttLink:
         if self._account[0] is not None:
             client.username_pw_set(*self._account)
         client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_socket_open = self._on_socket_open
@@ -271,11 +274,38 @@ class MqttLink:
             return
         with self._lock:
             patterns = list(dict.fromkeys(pattern for pattern, _ in self._subscriptions))
+            self._asked_for = set(patterns)
+        if not patterns:
+            self._gain()
+            return
+        # Connected means subscribed: a broker may take what we publish before it has seen to
+        # our subscriptions (amqtt does), and the reply would be lost.
+        _, self._subscribing = client.subscribe([(pattern, 1) for pattern in patterns])
+
+    def _on_subscribe(
+        self,
+        client: Client,
+        userdata: object,
+        mid: int,
+        reasons: list[ReasonCode],
+        properties: Properties | None,
+    ) -> None:
+        for reason in reasons:
+            if reason.is_failure:
+                logger.warning("%s:%d refuses a subscription: %s", self._host, self._port, reason)
+        if mid == self._subscribing:
+            self._gain()
+
+    def _gain(self) -> None:
+        """Note that there is a connection."""
+        with self._lock:
             self._changes = 0
+            self._subscribing = None
             self._connected.set()
-            handlers = list(self._connection_handlers)
-        if patterns:
-            client.subscribe([(pattern, 1) for pattern in patterns])
+            late = {pattern for pattern, _ in self._subscriptions} - self._asked_for
+            client, handlers = self._client, list(self._connection_handlers)
+        if client is not None and late:
+            client.subscribe([(pattern, 1) for pattern in sorted(late)])
         logger.info("connected to %s:%d by MQTT %s", self._host, self._port, self.protocol)
         tell(handlers, True)
 
