@@ -170,7 +170,8 @@ class Controller:
             if time.monotonic() >= self._next_tick:
                 self._next_tick = time.monotonic() + self._tick
                 self._guarded([self._on_tick])
-        self._work_off(self._take())
+        while items := self._take():
+            self._work_off(items)
 
     def work_off(self) -> None:
         """Work off what has come in and look at the gates once, on the caller's thread.

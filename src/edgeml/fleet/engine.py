@@ -59,6 +59,10 @@ class RolloutEngine:
         """Return the rollouts that still do something (in one slot, when one is given)."""
         return [r for r in self._rollouts.values() if r.state in ACTIVE and slot in {"", r.slot}]
 
+    def all(self) -> list[Rollout]:
+        """Return all rollouts that are in memory."""
+        return list(self._rollouts.values())
+
     def add(self, work: Work, rollout: Rollout) -> None:
         """Take a new rollout in."""
         self._rollouts[rollout.id] = rollout
@@ -173,7 +177,8 @@ class RolloutEngine:
         if to is not None and to.digest in {*inventory.quarantined(work.db), rollout.ref.digest}:
             to = inventory.last_good(work.db, device, rollout.slot, rollout.ref.digest)
         # It was verified on this very device before: its trial may be short.
-        target = to and SlotTarget(to, rollout.trial_requests, min(2.0, rollout.trial_seconds))
+        seconds = min(2.0, rollout.trial_seconds)
+        target = SlotTarget(to, rollout.trial_requests, seconds) if to is not None else None
         generation = self._set(work, device, rollout.slot, target)
         return Issued(work.now, device, generation, "back")
 
