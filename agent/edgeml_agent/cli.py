@@ -7,7 +7,21 @@ import sys
 from edgeml.cli.group import LazyGroup, run
 from edgeml.cli.table import Row
 
-COMMANDS: dict[str, Row] = {}
+COMMANDS: dict[str, Row] = {
+    "enrol": Row(
+        "edgeml_agent.commands:enrol",
+        "Make this machine a device of a fleet, from an enrolment file.",
+    ),
+    "run": Row("edgeml_agent.commands:run", "Run this device's agent until it is told to stop."),
+    "status": Row(
+        "edgeml_agent.commands:status",
+        "Show what this device runs, from what its agent wrote down.",
+    ),
+    "doctor": Row(
+        "edgeml_agent.commands:doctor",
+        "Check what this device needs: disk, clock, state, trust, runtimes, broker.",
+    ),
+}
 
 
 def main() -> None:

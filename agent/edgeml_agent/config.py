@@ -22,6 +22,7 @@ from edgeml_agent import durable
 from edgeml_agent.serve.settings import Settings, check_settings
 
 _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]+)`(?: - at `(?P<at>[^`]+)`)?")
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 _ENVIRONMENT = {
     "EDGEML_AGENT_STATE": ("state", str),
     "EDGEML_AGENT_BROKER_HOST": ("broker.host", str),
@@ -134,16 +135,20 @@ def dump(config: AgentConfig, head: str = "") -> str:
     )
     plain = {key: value for key, value in plain.items() if value != defaults[key]}
     lines = [f"# {line}" for line in head.splitlines()]
-    lines += [f"{k} = {_scalar(v)}" for k, v in plain.items() if not isinstance(v, dict)]
+    lines += [f"{_key(k)} = {_scalar(v)}" for k, v in plain.items() if not isinstance(v, dict)]
     for name, table in plain.items():
         if isinstance(table, dict):
-            lines += ["", f"[{name}]"] + [f"{_scalar(k)} = {_scalar(v)}" for k, v in table.items()]
+            lines += ["", f"[{name}]"] + [f"{_key(k)} = {_scalar(v)}" for k, v in table.items()]
     return "\n".join(lines) + "\n"
 
 
 def write(config: AgentConfig, path: Path, head: str = "") -> None:
     """Write a configuration, whole or not at all. Raises OSError."""
     durable.write(path, dump(config, head).encode())
+
+
+def _key(name: str) -> str:
+    return name if _BARE.fullmatch(name) else _scalar(name)
 
 
 def _scalar(value: object) -> str:

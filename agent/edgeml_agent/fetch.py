@@ -33,7 +33,7 @@ MAX_METADATA = 1 << 20
 Progress = Callable[[int], None]
 
 
-class FetchStopped(EdgemlError):  # noqa: N818 - not a fault: somebody asked to stop
+class FetchStopped(EdgemlError):
     """A fetch was asked to stop; what has come stays for the next try."""
 
 

@@ -9,7 +9,7 @@ import msgspec
 from edgeml_agent.control import SlotStatus
 
 #: Failures that are the caller's fault or the load's, not the model's.
-NOT_HARM = frozenset({"request", "bad_request", "busy", "overload", "deadline", "cancelled"})
+NOT_HARM = frozenset({"request", "not_found", "overload", "deadline", "cancelled"})
 _MIN_ERRORS = 3
 _MAX_SHARE = 0.1
 _MIN_PROBES = 2
