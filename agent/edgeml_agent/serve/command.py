@@ -59,7 +59,7 @@ def serve(
                 plane.slots.switch(stage.slot)
             await plane.start()
         except BaseException:
-            await plane.slots.close()
+            await plane.close()
             raise
         _announce(plane, as_json)
         await plane.run()

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from edgeml.bundle import Bundle
 from edgeml.errors import BundleError, DeviceError, EdgemlError, UsageError
 from edgeml.manifest import Manifest, Tolerance, Variant
 from edgeml.runtime import get_runtime
@@ -84,30 +85,30 @@ class Model:
     """The blocking part of a generation: everything that happens on a thread.
 
     Args:
-        folder: Where the bundle is unpacked.
-        manifest: What it says of itself.
+        bundle: The bundle; it may hold only some of its variants.
         profile: Profile of the device; empty for any.
-        cache: Folder for compiled forms.
+        cache: Folder of this process, for unpacked and compiled forms.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, profile: str, cache: Path) -> None:
-        """Read the golden samples.
+    def __init__(self, bundle: Bundle, profile: str, cache: Path) -> None:
+        """Unpack the variants that may run here, and read the golden samples.
 
         Raises:
-            EdgemlError: They are damaged, or do not fit the contract.
+            EdgemlError: No variant may run here, or the bundle is damaged.
         """
-        self.manifest = manifest
-        self._folder = folder
-        self._cache = cache
+        manifest = self.manifest = bundle.manifest
+        self._cache = cache / "compiled"
         self.variants = fitting(manifest, profile)
-        self._golden: dict[str, Array] = {}
-        if manifest.golden is not None:
-            self._golden = load_arrays((folder / manifest.golden.path).read_bytes())
-        self._recorded = {
-            variant.id: load_arrays((folder / variant.golden.path).read_bytes())
-            for variant in self.variants
-            if variant.golden is not None
-        }
+        self._golden = load_arrays(bundle.read(manifest.golden)) if manifest.golden else {}
+        self._recorded = {v.id: load_arrays(bundle.read(v.golden)) for v in self.variants
+                          if v.golden and bundle.has(v.golden)}  # fmt: skip
+        # All of them now: when a fallback is needed, the disk may be full.
+        self._folders: dict[str, Path | EdgemlError] = {}
+        for variant in self.variants:
+            try:
+                self._folders[variant.id] = unpacked(bundle, variant, cache)
+            except BundleError as error:
+                self._folders[variant.id] = error
 
     def open(self, variant: Variant) -> OpenedVariant:
         """Load a variant.
@@ -115,10 +116,10 @@ class Model:
         Raises:
             EdgemlError: It does not load here.
         """
-        manifest = self.manifest
-        program = open_variant(
-            self._folder, variant, manifest.inputs, manifest.outputs, self._cache
-        )
+        manifest, folder = self.manifest, self._folders[variant.id]
+        if isinstance(folder, EdgemlError):
+            raise folder
+        program = open_variant(folder, variant, manifest.inputs, manifest.outputs, self._cache)
         return OpenedVariant(program)
 
     def check(self, opened: OpenedVariant, variant: Variant) -> None:
@@ -282,7 +283,11 @@ class Generation:
 
 
 async def load(
-    request: Stage, settings: Settings, loop: asyncio.AbstractEventLoop, note: Note
+    request: Stage,
+    settings: Settings,
+    cache: Path,
+    loop: asyncio.AbstractEventLoop,
+    note: Note,
 ) -> Generation:
     """Load what a ``stage`` request names, on a thread.
 
@@ -290,7 +295,7 @@ async def load(
         GoldenError: It runs, and gives wrong answers.
         EdgemlError: It does not load here.
     """
-    manifest, chain, plan = await asyncio.to_thread(_load, request, settings, note)
+    manifest, chain, plan = await asyncio.to_thread(_load, request, settings, cache, note)
     batcher = Batcher(
         loop,
         chain.run,
@@ -310,14 +315,15 @@ async def load(
 def _load(
     request: Stage, settings: Settings, note: Note
 ) -> tuple[Manifest, Chain[OpenedVariant], Plan]:
-    cache = settings.cache_folder()
-    folder, manifest = unpacked(Path(request.bundle), cache)
-    if (manifest.name, manifest.version) != (request.ref.model, request.ref.version):
+    bundle = Bundle.open(Path(request.bundle))
+    manifest = bundle.manifest
+    got = (manifest.name, manifest.version, bundle.digest)
+    expected = (request.ref.model, request.ref.version, request.ref.digest)
+    if got != expected:
         raise BundleError(
-            f"bundle '{request.bundle}' holds {manifest.name} {manifest.version}, "
-            f"expected {request.ref.model} {request.ref.version}"
+            f"bundle '{request.bundle}' holds {' '.join(got)}, expected {' '.join(expected)}"
         )
-    model = Model(folder, manifest, request.profile, cache / "compiled")
+    model = Model(bundle, request.profile, cache)
 
     def say(kind: str, severity: str, message: str) -> None:
         note(kind, severity, f"{request.slot} {manifest.version}: {message}")

@@ -8,6 +8,7 @@ import errno
 import logging
 import signal
 import stat
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -47,7 +48,11 @@ class DataPlane:
         check_settings(settings)
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self.slots = Slots(settings, self._loop)
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if not settings.cache:
+            self._temporary = tempfile.TemporaryDirectory(prefix="edgeml-serve-")
+        cache = Path(self._temporary.name if self._temporary else settings.cache)
+        self.slots = Slots(settings, cache, self._loop)
         self.addresses: list[str] = []
         engine = Engine(self.slots, settings.deadline_seconds, settings.allow_nonfinite)
         self._routes = Routes(engine, settings.max_body)
@@ -92,11 +97,17 @@ class DataPlane:
         for server in self._servers:
             server.close()
         await self._peers.drain(_DRAIN_SECONDS)
+        await self.close()
+
+    async def close(self) -> None:
+        """Give everything back. Safe to call twice."""
         await self.slots.close()
         if self._control is not None:
             self._control.close()
         for path in self._sockets:
             path.unlink(missing_ok=True)
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
     async def _listen_tcp(self, host: str, port: int) -> None:
         server = await self._loop.create_server(self._connection(self._settings.token), host, port)

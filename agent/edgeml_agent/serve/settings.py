@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
-from pathlib import Path
 
 import msgspec
 
@@ -22,7 +20,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         uds: Path of the Unix socket of the HTTP server; empty for none.
         token: Secret that a request over TCP must bring (``Authorization: Bearer``); needed for
             any address that is not loopback.
-        cache: Folder for unpacked bundles and compiled models; empty for the user's cache.
+        cache: Folder of this process alone, for unpacked and compiled models; empty for a
+            temporary one.
         max_queue: Requests of one model that may wait.
         max_batch: Most rows of one run; the calibrated size may be smaller.
         max_body: Most bytes of one request.
@@ -47,13 +46,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_seconds: float = 75.0
     allow_nonfinite: bool = False
     remember: int = 10_000
-
-    def cache_folder(self) -> Path:
-        """Return the folder for unpacked bundles and compiled models."""
-        if self.cache:
-            return Path(self.cache)
-        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        return Path(home) / "edgeml" / "serve"
 
     def address(self) -> tuple[str, int] | None:
         """Return host and port of the HTTP server; None when there is none.

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from pathlib import Path
 
 from edgeml.errors import EdgemlError
 from edgeml_agent.control import Reply, SlotStatus, Stage, Window
 from edgeml_agent.serve.feedback import Memory
+from edgeml_agent.serve.files import purge
 from edgeml_agent.serve.model import Generation, load
 from edgeml_agent.serve.refused import Refused
 from edgeml_agent.serve.settings import Settings
@@ -54,11 +56,13 @@ class Slots:
 
     Args:
         settings: Of the data plane.
+        cache: Folder of this process, for unpacked and compiled models.
         loop: The loop.
     """
 
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, settings: Settings, cache: Path, loop: asyncio.AbstractEventLoop) -> None:
         """Start without models."""
+        self._cache = cache
         self._settings = settings
         self._loop = loop
         self._slots: dict[str, Slot] = {}
@@ -96,7 +100,7 @@ class Slots:
         Raises:
             EdgemlError: It does not load, or gives wrong answers.
         """
-        generation = await load(request, self._settings, self._loop, self._note)
+        generation = await load(request, self._settings, self._cache, self._loop, self._note)
         slot = self._slots.get(request.slot)
         if slot is None:
             slot = self._slots[request.slot] = Slot(request.slot, self._settings.remember)
@@ -129,6 +133,7 @@ class Slots:
         if slot.old is not None:
             self._drop(slot.old)
             slot.old = None
+        purge(self._cache, {g.ref.digest for g in self._generations()})
 
     def revert(self, name: str) -> None:
         """Drop what is staged; when nothing was, go back to the old generation.
@@ -182,12 +187,18 @@ class Slots:
 
     async def close(self) -> None:
         """Answer what is queued, and close every generation."""
-        for slot in self._slots.values():
-            for generation in (slot.serving, slot.staged, slot.old):
-                if generation is not None:
-                    self._drop(generation)
+        for generation in self._generations():
+            self._drop(generation)
         self._slots.clear()
         await asyncio.gather(*self._tasks)
+
+    def _generations(self) -> list[Generation]:
+        return [
+            generation
+            for slot in self._slots.values()
+            for generation in (slot.serving, slot.staged, slot.old)
+            if generation is not None
+        ]
 
     def _slot(self, name: str) -> Slot:
         if name not in self._slots:
