@@ -167,7 +167,7 @@ def test_a_device_that_is_not_there(case, device):
 
 
 def test_a_provider_that_takes_nothing_is_no_placement(tmp_path):
-    """The Azure provider is in the library's wheels, starts everywhere, and runs no node of this."""
+    """The Azure provider is in the library's wheels, starts everywhere, and runs nothing here."""
     path = tmp_path / "mlp.onnx"
     onnx.save(mlp(), path)
     with pytest.raises(DeviceError, match="placed on CPUExecutionProvider, expected Azure"):

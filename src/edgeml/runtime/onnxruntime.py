@@ -12,7 +12,9 @@ start by the CPU and only warns; here that is an error, because a placement is a
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -145,7 +147,8 @@ class OnnxRuntime:
                 f"offered: {', '.join(offered)}",
             )
         if provider == "CUDAExecutionProvider" and hasattr(library, "preload_dlls"):
-            library.preload_dlls(msvc=False)  # finds CUDA libraries that pip brought
+            with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+                library.preload_dlls(msvc=False)  # CUDA libraries that pip brought
         chain = [(provider, _provider_options(options.extra))]
         chain += [(CPU, {})] if provider != CPU else []
         try:
