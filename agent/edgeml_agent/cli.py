@@ -13,6 +13,9 @@ COMMANDS: dict[str, Row] = {
         "Make this machine a device of a fleet, from an enrolment file.",
     ),
     "run": Row("edgeml_agent.commands:run", "Run this device's agent until it is told to stop."),
+    "serve": Row(
+        "edgeml_agent.serve.command:serve", "Serve bundles over HTTP, without a fleet.", "agent"
+    ),
     "status": Row(
         "edgeml_agent.commands:status",
         "Show what this device runs, from what its agent wrote down.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgeml.tensors import TensorSpec
-from edgeml_agent.serve.model import Generation
+from edgeml_agent.serve.generation import Generation
 
 _NS = 1e9
 

@@ -12,7 +12,7 @@ import numpy as np
 from edgeml.errors import EdgemlError, RequestError
 from edgeml.tensors import Array, TensorSpec, check_feed
 from edgeml_agent.serve.batcher import Item, Outcome
-from edgeml_agent.serve.model import Generation
+from edgeml_agent.serve.generation import Generation
 from edgeml_agent.serve.oip import InferRequest, check_wanted
 from edgeml_agent.serve.refused import kind_of
 from edgeml_agent.serve.slots import Slots

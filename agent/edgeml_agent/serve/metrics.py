@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from edgeml.stats.buckets import LATENCY_BOUNDS
-from edgeml_agent.serve.model import Generation
+from edgeml_agent.serve.generation import Generation
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 

@@ -15,8 +15,8 @@ from edgeml.errors import EdgemlError, RequestError
 from edgeml_agent.serve import describe, metrics
 from edgeml_agent.serve.batcher import Outcome
 from edgeml_agent.serve.engine import Engine
+from edgeml_agent.serve.generation import Generation
 from edgeml_agent.serve.http import Exchange
-from edgeml_agent.serve.model import Generation
 from edgeml_agent.serve.oip import decode_request, encode_reply
 from edgeml_agent.serve.refused import Refused, status_of
 

@@ -15,7 +15,7 @@ from edgeml.errors import EdgemlError
 from edgeml_agent.control import Reply, SlotStatus, Stage, Window
 from edgeml_agent.serve.feedback import Memory
 from edgeml_agent.serve.files import purge
-from edgeml_agent.serve.model import Generation, load
+from edgeml_agent.serve.generation import Generation, load
 from edgeml_agent.serve.refused import Refused
 from edgeml_agent.serve.settings import Settings
 from edgeml_agent.serve.window import Counts, is_empty
