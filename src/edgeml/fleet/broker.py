@@ -103,11 +103,16 @@ class EmbeddedBroker:
         """Run the broker and wait until it answers.
 
         Raises:
-            UnreachableError: It ended, or did not answer in time; the message holds its words.
+            UnreachableError: The port is taken, or the broker ended or did not answer in
+                time; the message holds its last words.
             OSError: The folder cannot be written.
         """
         if self.running:
             return
+        if is_taken(self.host, self.port):  # whoever holds it would answer in our broker's place
+            raise UnreachableError(
+                f"port {self.port} of {self.host} is taken", "stop who has it, or choose another"
+            )
         self._folder.mkdir(parents=True, exist_ok=True)
         log = self._folder / "broker.log"
         command = [sys.executable, "-ISc", _DIE_WITH_PARENT, str(os.getpid()), *self._command()]
@@ -122,8 +127,7 @@ class EmbeddedBroker:
             )
         deadline = time.monotonic() + timeout
         while self.running and time.monotonic() < deadline:
-            # Somebody else's broker may answer on a taken port, while ours ends for that reason.
-            if answers(self.host, self.port) and self._settled():
+            if answers(self.host, self.port) and self.running:
                 logger.info("broker: %s", self.describe())
                 return
             time.sleep(0.05)
@@ -146,15 +150,6 @@ class EmbeddedBroker:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-    def _settled(self) -> bool:
-        """Tell whether the process still lives after it had time to find its port taken."""
-        assert self._process is not None
-        try:
-            self._process.wait(0.1)
-        except subprocess.TimeoutExpired:
-            return True
-        return False
 
     def _command(self) -> list[str]:
         if self._mosquitto is None:
@@ -185,6 +180,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def is_taken(host: str, port: int) -> bool:
+    """Tell whether somebody listens there already."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        # Connections that ended a moment ago are no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError:
+            return True
+    return False
 
 
 def answers(host: str, port: int, timeout: float = 1.0) -> bool:
