@@ -7,6 +7,7 @@ structs of ``edgeml.fleet.views``.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ from edgeml.fleet.views import (
     VersionDetail,
     VersionRow,
 )
+from edgeml.fleet.work import Work
 from edgeml.messages.enrolment import Enrolment
 from edgeml.messages.payloads import Ref
 from edgeml.messages.topics import check_name
@@ -65,6 +67,8 @@ class Services:
     ) -> None:
         """Put the parts together."""
         self.registry = registry
+        #: Set when the server stops: who waits for changes shall end.
+        self.closing = threading.Event()
         self._store, self._controller, self._root = store, controller, root
         self._broker = broker
 
@@ -244,7 +248,7 @@ class Services:
         size = self.registry.take(bundle)
         self.registry.trust(ref)
 
-        def enter(work: deploy.Work) -> None:
+        def enter(work: Work) -> None:
             catalogue.add(work.db, ref, manifest, size, author, work.now)
             work.changed("model", ref.model)
 
@@ -258,7 +262,7 @@ class Services:
             InputError: There is no such version.
         """
 
-        def change(work: deploy.Work) -> None:
+        def change(work: Work) -> None:
             catalogue.set_alias(work.db, model, alias, version, work.now)
             work.changed("model", model)
 

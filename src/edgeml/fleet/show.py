@@ -111,7 +111,7 @@ def rollout_row(rollout: Rollout) -> RolloutRow:
     for index in range(len(rollout.wave_sizes)):
         states = [p.state for p in rollout.parts.values() if p.wave == index]
         counts = {
-            name: states.count(name)  # type: ignore[arg-type]  # the five literals of Part.state
+            name: states.count(name)
             for name in ("waiting", "sent", "trying", "committed", "failed")
         }
         waves.append(WaveRow(devices=len(states), **counts))

@@ -1,0 +1,264 @@
+"""The fleet's server: broker, database, controller, API and pages in one process.
+
+::
+
+    data/fleet.db         the database
+    data/registry/        blobs of the bundles
+    data/trust/           keys and trust metadata
+    data/broker/          what the embedded broker keeps
+    data/admin-token      token for the command line (0600), written at the first start
+    data/lock             held while a server runs on this folder
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+import msgspec
+import uvicorn
+from fastapi import FastAPI
+
+from edgeml.errors import UsageError
+from edgeml.fleet import auth
+from edgeml.fleet.api import create_app
+from edgeml.fleet.blocks import BlockServer
+from edgeml.fleet.broker import EmbeddedBroker, is_loopback
+from edgeml.fleet.controller import Controller
+from edgeml.fleet.registry import Registry
+from edgeml.fleet.services import Services
+from edgeml.fleet.store import Store
+from edgeml.link.mqtt import MqttLink
+from edgeml.messages.topics import check_name
+from edgeml.trust.repository import TrustRepository
+
+logger = logging.getLogger(__name__)
+
+_REFRESH_SECONDS = 12 * 3600.0
+TOKEN_FILE = "admin-token"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How to serve.
+
+    Attributes:
+        data: Folder for everything that is kept; made when it is not there.
+        fleet: Name of the fleet.
+        http: Host and port of API and pages; port 0 for a free one.
+        mqtt: Host and port of the embedded broker; port 0 for a free one.
+        broker: Host and port of a broker that is there already; then none is started.
+        seen_as: Host and port of the broker as devices see it; the same when None.
+        tick: Seconds between two looks at the gates.
+    """
+
+    data: Path
+    fleet: str = "default"
+    http: tuple[str, int] = ("127.0.0.1", 8080)
+    mqtt: tuple[str, int] = ("127.0.0.1", 1883)
+    broker: tuple[str, int] | None = None
+    seen_as: tuple[str, int] | None = None
+    tick: float = 1.0
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """What people need to know once it runs.
+
+    Attributes:
+        url: Address of API and pages.
+        mqtt: Address of the broker.
+        user: Name of the first admin.
+        password: Its password, only at the first start; empty later.
+        token_file: Where the token for the command line is.
+    """
+
+    url: str
+    mqtt: str
+    user: str
+    password: str
+    token_file: str
+
+
+class Fleet:
+    """All parts of a server but HTTP. Start and stop it on the same, long-lived thread.
+
+    Args:
+        settings: How to serve.
+
+    Raises:
+        UsageError: Another server runs on the folder, or a setting cannot be used.
+        OSError: The folder cannot be written.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Open what is kept, and make it at the first start."""
+        check_name(settings.fleet, "fleet")
+        data = settings.data
+        data.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(data / "lock")
+        self.store = Store.at(data / "fleet.db")
+        self.trust = _open_trust(data / "trust")
+        self._broker = None
+        if settings.broker is None:
+            self._broker = EmbeddedBroker(*settings.mqtt, data / "broker")
+            address = (self._broker.host, self._broker.port)
+        else:
+            address = settings.broker
+        self.mqtt = address
+        # A client id of its own: a second server on the same broker must not steal the session.
+        name = f"fleet-{settings.fleet}-{secrets.token_hex(4)}"
+        link = MqttLink(*address, name, session_expiry=0, backoff=(0.2, 10.0))
+        registry = Registry(data / "registry", self.trust)
+        blocks = BlockServer(link, registry, self.trust.metadata)
+        self.controller = Controller(
+            settings.fleet,
+            self.store,
+            link,
+            self.trust.director_signer,
+            blocks,
+            tick=settings.tick,
+        )
+        self.services = Services(
+            self.store,
+            self.controller,
+            registry,
+            lambda: self.trust.root_bytes,
+            settings.seen_as or address,
+        )
+        with self.store.write() as db:
+            now = self.controller.clock()
+            self.password = auth.first_admin(db, data / TOKEN_FILE, now)
+        self._stopping = threading.Event()
+        self._refresher = threading.Thread(target=self._refresh, name="fleet-trust", daemon=True)
+
+    def start(self) -> None:
+        """Start the broker, connect and work.
+
+        Raises:
+            UnreachableError: The broker does not start.
+        """
+        if self._broker is not None:
+            self._broker.start()
+        self.controller.start()
+        self._refresher.start()
+
+    def stop(self) -> None:
+        """Stop in the order in which nothing is lost."""
+        self.services.closing.set()
+        self._stopping.set()
+        self._refresher.join()
+        self.controller.stop()
+        if self._broker is not None:
+            self._broker.stop()
+        self.store.close()
+        self._lock.close()
+
+    def _refresh(self) -> None:
+        """Sign the trust metadata anew, long before it ends."""
+        while not self._stopping.wait(_REFRESH_SECONDS):
+            self.trust.refresh()
+
+
+def build_app(fleet: Fleet) -> FastAPI:
+    """Return the web application of a fleet: API and pages."""
+    return create_app(fleet.services)
+
+
+def serve(settings: Settings, ready: Callable[[Ready], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: How to serve.
+        ready: Called once connections are taken.
+
+    Raises:
+        UsageError: An address is in use, or see ``Fleet``.
+        UnreachableError: The broker does not start.
+    """
+    listener = _listen(*settings.http)
+    host, port = settings.http[0], listener.getsockname()[1]
+    if not is_loopback(host):
+        logger.warning("%s can be reached from outside, without TLS: put a proxy before it", host)
+    fleet = Fleet(settings)
+    try:
+        fleet.start()
+        # uvicorn raises the signal again when it has stopped; then it must not end us.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: None)
+        config = uvicorn.Config(
+            build_app(fleet), log_config=None, access_log=False, timeout_graceful_shutdown=3
+        )
+        named = f"[{host}]" if ":" in host else host
+        ready(
+            Ready(
+                url=f"http://{named}:{port}",
+                mqtt="{}:{}".format(*fleet.mqtt),
+                user=auth.ADMIN,
+                password=fleet.password,
+                token_file=str(settings.data / TOKEN_FILE),
+            )
+        )
+        _Server(config, fleet.services).run(sockets=[listener])
+    finally:
+        fleet.stop()
+        listener.close()
+
+
+class _Server(uvicorn.Server):
+    """A server that tells those who wait for changes that it ends."""
+
+    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+        super().__init__(config)
+        self._services = services
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop."""
+        self._services.closing.set()
+        super().handle_exit(sig, frame)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            "choose another port with --http HOST:PORT",
+        ) from error
+
+
+def _lock(path: Path) -> TextIO:
+    """Hold a folder for this process.
+
+    Raises:
+        UsageError: Another process holds it.
+    """
+    stream = path.open("a")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        stream.close()
+        raise UsageError(
+            f"another server runs on {path.parent}", "stop it, or choose another --data"
+        ) from error
+    os.truncate(path, 0)
+    stream.write(f"{os.getpid()}\n")
+    stream.flush()
+    return stream
+
+
+def _open_trust(folder: Path) -> TrustRepository:
+    if (folder / "metadata" / "timestamp.json").is_file():
+        trust = TrustRepository(folder)
+        trust.refresh()
+        return trust
+    return TrustRepository.create(folder)
