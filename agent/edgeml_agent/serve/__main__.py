@@ -14,7 +14,7 @@ from edgeml_agent.serve.settings import parse_settings
 
 @click.command()
 @click.option("--control", required=True, help="Path of the supervisor's Unix socket.")
-@click.option("--settings", default="{}", help="Settings as JSON.")
+@click.option("--settings", default="{}", envvar="EDGEML_SERVE_SETTINGS", help="Settings as JSON.")
 def main(control: str, settings: str) -> None:
     """Serve what the supervisor says, until it says quit."""
     logging.basicConfig(
