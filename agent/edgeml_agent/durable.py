@@ -54,7 +54,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
             yield stream
             if durable:
                 sync(stream)
-        os.rename(temporary, path)  # noqa: PTH104 - one name for tests to cut the power at
+        temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from edgeml.errors import InputError, UsageError
@@ -99,5 +98,5 @@ def _retire(target: Path, enrolment: Enrolment, state: Path) -> None:
         number = 1
         while (aside := state.with_name(f"state.{number}")).exists():
             number += 1
-        os.rename(state, aside)  # noqa: PTH104 - as in durable
+        state.rename(aside)
         durable.sync_folder(state.parent)

@@ -85,9 +85,16 @@ class Phases:
         """Ask TUF whether this version may run, and bring what is missing of it."""
         ref = _candidate(slot)
         try:
+            self._trust.refresh()
+        except (NotTrustedError, UnreachableError) as error:
+            # Whoever can touch messages must not be able to make an order fail for good.
+            return Result(Happening.RETRY, error.message)
+        except DeviceError as error:
+            return Result(Happening.FAILED, error.message)
+        try:
             self._fetch(name, ref, stopped)
         except NotTrustedError as error:
-            # Metadata may be in the middle of a publication, or somebody plays with the broker.
+            # Not listed by metadata that is true and new: it may still be published.
             self._distrusted += 1
             if self._distrusted < _MAX_DISTRUST:
                 return Result(Happening.RETRY, error.message)
@@ -103,7 +110,6 @@ class Phases:
         return DONE
 
     def _fetch(self, name: str, ref: Ref, stopped: Stopped) -> None:
-        self._trust.refresh()
         info = self._trust.target(bundle_target(ref.model, ref.version))
         if info.digest != ref.digest:
             raise BundleError(

@@ -12,7 +12,6 @@ one rename, or not at all. Nothing that a slot still names is ever removed.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -170,7 +169,7 @@ class BundleStore:
         for part in (folder / "blobs" / "sha256", folder / "blobs", folder):
             durable.sync_folder(part)
         if folder is temporary:
-            os.rename(temporary, target)
+            temporary.rename(target)
             durable.sync_folder(self._bundles)
         manifest = Bundle.open(target).manifest
         if (manifest.name, manifest.version) != (ref.model, ref.version):
