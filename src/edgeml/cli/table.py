@@ -19,4 +19,12 @@ class Row(NamedTuple):
     extra: str = ""
 
 
-COMMANDS: dict[str, Row] = {}
+COMMANDS: dict[str, Row] = {
+    "bench": Row(
+        "edgeml.cli.bench:command",
+        "Measure a bundle's variants, or a model on every runtime, on this machine.",
+    ),
+    "doctor": Row(
+        "edgeml.cli.doctor:command", "Tell what works on this machine, and how to get the rest."
+    ),
+}
