@@ -18,7 +18,7 @@ from edgeml_agent.serve.engine import Engine
 from edgeml_agent.serve.generation import Generation
 from edgeml_agent.serve.http import Exchange
 from edgeml_agent.serve.oip import decode_request, encode_reply
-from edgeml_agent.serve.refused import Refused, status_of
+from edgeml_agent.serve.refused import Refused, kind_of, status_of
 
 logger = logging.getLogger(__name__)
 
@@ -89,10 +89,13 @@ class Routes:
         answer(exchange, model, version)
 
     def _infer(self, exchange: Exchange, model: str, version: str) -> None:
-        headers = exchange.headers
-        request = decode_request(
-            self._body(exchange), headers.get(b"inference-header-content-length")
-        )
+        _, generation = self._slots.find(model, version)
+        length = exchange.headers.get(b"inference-header-content-length")
+        try:
+            request = decode_request(self._body(exchange), length)
+        except EdgemlError as error:
+            generation.counts.failed(kind_of(error))
+            raise
 
         def done(generation: Generation, request_id: str, outcome: Outcome) -> None:
             if isinstance(outcome, EdgemlError):
