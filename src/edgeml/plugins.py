@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from edgeml.errors import InternalError, MissingPackageError, UsageError, nearest
@@ -21,6 +23,19 @@ BUILTINS: dict[str, dict[str, str]] = {
         "onnxruntime": "edgeml.runtime.onnxruntime:OnnxRuntime",
         "openvino": "edgeml.runtime.openvino:OpenVinoRuntime",
         "litert": "edgeml.runtime.litert:LiteRtRuntime",
+    },
+    "targets": {
+        "cpu": "edgeml_converters.targets.cpu:CpuTarget",
+        "tflite": "edgeml_converters.targets.tflite:TfliteTarget",
+    },
+    "passes": {
+        "upgrade_opset": "edgeml_converters.passes.opset:UpgradeOpset",
+        "fix_shapes": "edgeml_converters.passes.shapes:FixShapes",
+        "fix_batch": "edgeml_converters.passes.shapes:FixBatch",
+        "simplify": "edgeml_converters.passes.simplify:Simplify",
+        "quantize_static": "edgeml_converters.passes.quantize_static:QuantizeStatic",
+        "quantize_dynamic": "edgeml_converters.passes.quantize_dynamic:QuantizeDynamic",
+        "quantize_portable": "edgeml_converters.passes.quantize_portable:QuantizePortable",
     },
 }
 
@@ -101,3 +116,37 @@ def load(kind: str, name: str) -> Any:
     if name not in known:
         raise UsageError(f"unknown {kind[:-1]} '{name}'", nearest(name, known))
     return load_object(known[name])
+
+
+def load_user_object(reference: str, what: str) -> Any:
+    """Import ``module:function`` that a user named, also from the current folder.
+
+    Args:
+        reference: What to import.
+        what: How the message calls it, for example ``metric``.
+
+    Raises:
+        UsageError: No such module or object.
+        MissingPackageError: The module is there, but a package that it imports is not.
+    """
+    module_name, _, attribute = reference.partition(":")
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not module_name.startswith(error.name):
+            raise missing(error.name) from error
+        raise UsageError(
+            f"{what} '{reference}': there is no module '{module_name}'",
+            "give module:function, from this folder or an installed package",
+        ) from error
+    finally:
+        sys.path.remove(here)
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise UsageError(
+            f"{what} '{reference}': '{module_name}' has no function '{attribute}'",
+            nearest(attribute, [n for n in vars(module) if callable(getattr(module, n))] or ["-"]),
+        )
+    return found

@@ -1,0 +1,87 @@
+"""Simplify: fold constants and BatchNormalization, drop what does nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from edgeml.errors import ModelError
+from edgeml_converters.model import model_bytes, signature
+from edgeml_converters.passes.base import PassContext, PassResult
+from edgeml_converters.source.checks import count_ops
+
+
+class Simplify:
+    """Graph optimisation of onnxruntime at its basic level, which keeps to standard operators."""
+
+    name = "simplify"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """It has none."""
+        return {}
+
+    def run(self, model: onnx.ModelProto, context: PassContext) -> PassResult:
+        """Apply it.
+
+        Raises:
+            ModelError: The model does not load, or the result is not what it should be.
+        """
+        simple = _optimise(model)
+        before, after = count_ops(model), count_ops(simple)
+        foreign = [n for n in after if ":" in n and n not in before]
+        if foreign:
+            raise ModelError(f"simplifying brought in the operator '{foreign[0]}'", "report this")
+        _keep_frame(model, simple)
+        if signature(simple) != signature(model):
+            raise ModelError("simplifying changed the inputs or outputs of the model")
+        total = sum(before.values()), sum(after.values())
+        if model_bytes(simple) == model_bytes(model):
+            return PassResult(model, False)
+        return PassResult(simple, True, (f"{total[0]} -> {total[1]} nodes",))
+
+
+def _optimise(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Let onnxruntime optimise a model and read the result back."""
+    import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # it warns that optimised models belong to one machine
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    # Copies of activations and weights for a fused form only slow down what comes later.
+    with tempfile.TemporaryDirectory(prefix="edgeml-") as folder:
+        out = Path(folder) / "simple.onnx"
+        options.optimized_model_filepath = str(out)
+        try:
+            ort.InferenceSession(model_bytes(model), options, providers=["CPUExecutionProvider"])
+        except (state.Fail, state.InvalidGraph, state.InvalidArgument, state.NotImplemented) as e:
+            raise ModelError(f"onnxruntime cannot simplify the model: {e}") from e
+        return onnx.load(out)
+
+
+def _keep_frame(model: onnx.ModelProto, simple: onnx.ModelProto) -> None:
+    """Give the result the frame of the given model: names, axes, operator sets, no stale notes."""
+    for mine, given in zip(simple.graph.output, model.graph.output, strict=True):
+        mine.CopyFrom(given)
+    inputs = {i.name: i for i in model.graph.input}
+    for mine in simple.graph.input:
+        mine.CopyFrom(inputs[mine.name])
+    used = {n.domain for n in simple.graph.node} | {""}
+    kept = [o for o in model.opset_import if o.domain in used or o.domain == "ai.onnx"]
+    del simple.opset_import[:]
+    simple.opset_import.extend(kept)
+    del simple.graph.value_info[:]
+    del simple.metadata_props[:]
+    simple.metadata_props.extend(model.metadata_props)
+    simple.ir_version = model.ir_version
+    simple.producer_name = model.producer_name
+    simple.producer_version = model.producer_version
+    simple.graph.name = model.graph.name
+    for node in simple.graph.node:
+        if node.domain == "ai.onnx":
+            node.domain = ""
