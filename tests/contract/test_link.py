@@ -199,17 +199,19 @@ def test_a_retained_slot_meets_who_comes_later(bench, base):
     sender, seen = opened(bench.link(f"{base}-s"), f"{base}/#")
     sender.publish(f"{base}/slot", b"old", retain=True)
     sender.publish(f"{base}/slot", b"new", retain=True)
-    seen.wait_for(b"new")
-    _, inbox = opened(bench.link(f"{base}-r"), f"{base}/slot")
-    inbox.wait(1)
-    assert [(m.payload, m.retained) for m in inbox.messages] == [(b"new", True)]
+    settled(sender, seen, f"{base}/mark")
+    late, inbox = opened(bench.link(f"{base}-r"), f"{base}/slot", f"{base}/mark")
+    settled(late, inbox, f"{base}/mark")
+    slot = [m for m in inbox.messages if m.topic == f"{base}/slot"]
+    # QoS 1 is at least once, and amqtt does send it twice now and then.
+    assert {(m.payload, m.retained) for m in slot} == {(b"new", True)}
 
 
 def test_an_empty_payload_clears_a_slot(bench, base):
     sender, seen = opened(bench.link(f"{base}-s"), f"{base}/#")
     sender.publish(f"{base}/slot", b"x", retain=True)
     sender.publish(f"{base}/slot", b"", retain=True)
-    seen.wait(2)
+    settled(sender, seen, f"{base}/mark")
     late, inbox = opened(bench.link(f"{base}-r"), f"{base}/#")
     settled(late, inbox, f"{base}/mark")
     assert [m for m in inbox.messages if m.retained] == []
