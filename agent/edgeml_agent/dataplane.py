@@ -66,6 +66,11 @@ class DataPlane:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def usable(self) -> bool:
+        """Whether the process runs and can be asked."""
+        return self._socket is not None and self.alive
+
+    @property
     def pid(self) -> int:
         """The process's id; 0 when there is none."""
         return self._process.pid if self._process is not None else 0

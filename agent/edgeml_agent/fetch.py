@@ -162,7 +162,7 @@ class BlockFetcher:
                 raise FetchStopped(f"fetch of {name} stopped at byte {position}")
             while wanted and len(self._open) < WINDOW:
                 self._ask(kind, name, wanted.popleft())
-            reply = self._wait()
+            reply = self._wait(stopped)
             if reply is None:
                 silent += 1
                 if silent >= self._attempts:
@@ -187,10 +187,10 @@ class BlockFetcher:
         self._open[request.request] = request
         self._link.publish(self._topic, encode(request), qos=0)
 
-    def _wait(self) -> BlockReply | None:
-        """Wait for a reply; None when none comes. Looks at ``stop`` often enough to be quick."""
+    def _wait(self, stopped: Callable[[], bool]) -> BlockReply | None:
+        """Wait for a reply; None when none comes, or when somebody wants to stop."""
         waited = 0.0
-        while waited < self._timeout and not self._stop.is_set():
+        while waited < self._timeout and not (self._stop.is_set() or stopped()):
             step = min(0.25, self._timeout - waited)
             try:
                 return self._replies.get(timeout=step)

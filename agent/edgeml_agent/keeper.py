@@ -65,7 +65,7 @@ class Keeper:
     @property
     def ready(self) -> bool:
         """Whether the data plane runs and was loaded."""
-        return self._ready.is_set() and self._plane.alive
+        return self._ready.is_set() and self._plane.usable
 
     @property
     def crashes(self) -> int:
@@ -80,7 +80,7 @@ class Keeper:
     def tick(self) -> None:
         """Start, restart and load, if it is time for it. Belongs to the main thread."""
         now = time.monotonic()
-        if self._started and not self._plane.alive:
+        if self._started and not self._plane.usable:
             self._crashed(now)
         if not self._started and now >= self._next_start:
             self._start()
@@ -109,7 +109,7 @@ class Keeper:
         except (DeviceError, PlaneGoneError, OSError) as error:
             logger.error("cannot start the data plane: %s", error)
             self._plane.kill()
-            return
+            return  # the next tick counts it as a crash
         logger.info("data plane %d is ready", self._plane.pid)
         self._ready.set()
 
@@ -172,13 +172,18 @@ class Keeper:
         Raises:
             PlaneGoneError: It is not ready, or went away.
         """
-        if not self._ready.wait(wait):
+        if not self.wait_ready(wait):
             raise PlaneGoneError("the data plane is not ready")
         return self._ask(request, timeout)
 
     def wait_ready(self, seconds: float) -> bool:
         """Wait for a data plane that is ready; tell whether there is one."""
-        return self._ready.wait(seconds)
+        until = time.monotonic() + seconds
+        while not self.ready:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)
+        return True
 
     def settle(self, name: str, ref: Ref) -> None:
         """Let ``ref``, which is last verified now, be the only version of a slot.
