@@ -6,7 +6,6 @@ from collections import OrderedDict
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from edgeml.errors import RequestError
 from edgeml.tensors import Array, TensorSpec
@@ -53,7 +52,7 @@ class Memory:
             return
         if scores.dtype.kind not in "fiu":
             return
-        classes: list[int] = np.argmax(scores, axis=1).tolist()
+        classes: list[int] = scores.argmax(axis=1).tolist()
         self._known.pop(request_id, None)
         self._known[request_id] = (counts, classes, labels)
         if len(self._known) > self._most:

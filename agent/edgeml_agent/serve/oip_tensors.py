@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from edgeml.errors import RequestError, nearest
-from edgeml.tensors import DATATYPES, NUMPY_NAMES, Array
+from edgeml.tensors import NUMPY_NAMES, Array
 
 MAX_RANK = 16
 _RAW = {
@@ -23,6 +24,9 @@ _RAW = {
     for name, numpy_name in NUMPY_NAMES.items()
     if name != "BYTES"
 }
+#: By dtype itself: asking NumPy for the name of a dtype takes microseconds.
+_DATATYPE = {np.dtype(NUMPY_NAMES[name]): name for name in _RAW}
+_LITTLE = sys.byteorder == "little"
 _FLOATS = ("FP32", "FP64")
 _LENGTH = struct.Struct("<I")
 
@@ -165,8 +169,9 @@ def to_raw(array: Array) -> bytes:
     if array.dtype.kind in "OSU":
         encoded = [_encode(value) for value in array.ravel()]
         return b"".join(_LENGTH.pack(len(value)) + value for value in encoded)
-    little = array.dtype.newbyteorder("<")
-    return np.ascontiguousarray(array).astype(little, copy=False).tobytes()
+    if not _LITTLE:
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return array.tobytes()
 
 
 def to_json(name: str, array: Array) -> list[Any]:
@@ -190,7 +195,7 @@ def to_json(name: str, array: Array) -> list[Any]:
 
 def datatype_of(array: Array) -> str:
     """Return the protocol's name of an array's type."""
-    return "BYTES" if array.dtype.kind in "OSU" else DATATYPES[array.dtype.name]
+    return _DATATYPE.get(array.dtype, "BYTES")
 
 
 def _encode(value: Any) -> bytes:

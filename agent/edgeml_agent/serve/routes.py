@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -192,6 +193,7 @@ class Routes:
         return body
 
 
+@lru_cache(maxsize=256)
 def _split(path: str) -> tuple[str, str, str]:
     """Return model, version and last word of ``/v2/models/M[/versions/V][/word]``."""
     parts = path.split("/")
