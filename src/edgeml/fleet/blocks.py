@@ -63,7 +63,8 @@ class BlockServer:
     def stop(self) -> None:
         """Answer what waits, then stop."""
         self._queue.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def ask(self, address: topics.Address, message: LinkMessage) -> None:
         """Queue a request; one too many is dropped, and the device asks again."""

@@ -108,7 +108,8 @@ class Controller:
         """Work off what has come in, then stop and disconnect."""
         self._stopped.set()
         self._queue.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self._blocks.stop()
         self._link.close()
 

@@ -102,7 +102,7 @@ class Fleet:
         """Open what is kept, and make it at the first start."""
         check_name(settings.fleet, "fleet")
         data = settings.data
-        data.mkdir(parents=True, exist_ok=True)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock(data / "lock")
         self.store = Store.at(data / "fleet.db")
         self.trust = _open_trust(data / "trust")
@@ -154,7 +154,8 @@ class Fleet:
         """Stop in the order in which nothing is lost."""
         self.services.closing.set()
         self._stopping.set()
-        self._refresher.join()
+        if self._refresher.is_alive():
+            self._refresher.join()
         self.controller.stop()
         if self._broker is not None:
             self._broker.stop()

@@ -1,0 +1,175 @@
+"""``edgeml fleet``: serve a fleet, look at it, and change what runs on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeml.cli.fleet_common import (
+    ago,
+    clock,
+    connected,
+    data_folder,
+    json_option,
+    parse_address,
+    show_json,
+    table,
+)
+from edgeml.cli.fleet_rollouts import deploy, rollback, rollout, rollouts
+from edgeml.errors import InputError, UsageError
+from edgeml.fleet.client import FleetClient
+from edgeml.plugins import load_object
+
+
+@click.group("fleet")
+def group() -> None:
+    """Serve a fleet of devices, and roll versions out to it."""
+
+
+for _command in (deploy, rollouts, rollout, rollback):
+    group.add_command(_command)
+
+
+@group.command()
+@click.option(
+    "--data", envvar="EDGEML_DATA", type=click.Path(path_type=Path), default=None,
+    help="Folder for everything that is kept.",
+)  # fmt: skip
+@click.option(
+    "--http", default="127.0.0.1:8080", show_default=True, help="Address of API and pages."
+)
+@click.option(
+    "--mqtt", default="127.0.0.1:1883", show_default=True, help="Address of the embedded broker."
+)
+@click.option("--broker", default="", help="Address of a broker that is there already.")
+@click.option("--seen-as", default="", help="Address of the broker as devices see it.")
+@click.option("--fleet", "name", default="default", show_default=True, help="Name of the fleet.")
+@json_option
+def serve(
+    data: Path | None,
+    http: str,
+    mqtt: str,
+    broker: str,
+    seen_as: str,
+    name: str,
+    as_json: bool,
+) -> None:
+    """Serve API, pages and broker until stopped."""
+    settings = load_object("edgeml.fleet.server:Settings", extra="fleet")(
+        data=data or data_folder(),
+        fleet=name,
+        http=parse_address(http, "--http"),
+        mqtt=parse_address(mqtt, "--mqtt"),
+        broker=parse_address(broker, "--broker") if broker else None,
+        seen_as=parse_address(seen_as, "--seen-as") if seen_as else None,
+    )
+
+    def ready(found: Any) -> None:
+        if as_json:
+            show_json(found)
+            return
+        login = f"login: {found.user}"
+        if found.password:
+            login += f", password: {found.password} (shown this once)"
+        click.echo(f"fleet '{name}' on {found.url}, broker on {found.mqtt}, {login}")
+
+    load_object("edgeml.fleet.server:serve", extra="fleet")(settings, ready)
+
+
+@group.command()
+@click.argument("device")
+@click.option("--out", "-o", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.option("--profile", default="auto", show_default=True, help="Hardware profile.")
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Tag, for selectors.")
+@json_option
+@connected
+def enrol(
+    client: FleetClient, device: str, out: Path, profile: str, tags: tuple[str, ...], as_json: bool
+) -> None:
+    """Write the file that turns a machine into a device."""
+    pairs: dict[str, str] = {}
+    for tag in tags:
+        key, equals, value = tag.partition("=")
+        if not key or not equals:
+            raise UsageError(f"tag '{tag}' is not KEY=VALUE", "for example --tag site=berlin")
+        pairs[key] = value
+    data = client.enrol(device, profile, pairs)
+    temporary = out.with_name(out.name + ".new")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {out}: {error.strerror}", "choose another --out") from error
+    if as_json:
+        show_json({"device": device, "file": str(out)})
+    else:
+        click.echo(f"{out}: on the device, run 'edgeml-agent enrol {out.name}'")
+
+
+@group.command()
+@json_option
+@connected
+def devices(client: FleetClient, as_json: bool) -> None:
+    """List devices: what they run, and how they are."""
+    rows = client.devices()
+    if as_json:
+        show_json(rows)
+        return
+    cells = [
+        (
+            r.device,
+            "online" if r.online else "offline",
+            r.health,
+            r.profile,
+            " ".join(f"{s.slot}={s.version or '-'}" for s in r.slots),
+            " ".join(f"{k}={v}" for k, v in r.tags.items()),
+            ago(r.seen),
+        )
+        for r in rows
+    ]
+    table(("device", "state", "health", "profile", "runs", "tags", "seen"), cells)
+
+
+@group.command()
+@click.argument("name", metavar="ID")
+@json_option
+@connected
+def device(client: FleetClient, name: str, as_json: bool) -> None:
+    """Show one device: machine, slots, traffic, events."""
+    found = client.device(name)
+    if as_json:
+        show_json(found)
+        return
+    row = found.row
+    state = "online" if row.online else "offline"
+    click.echo(f"{row.device}  {state}  {row.health}  agent {row.agent_version or '-'}")
+    click.echo(f"{row.profile}  {found.facts.get('cpu', '')}  {found.facts.get('os', '')}")
+    cells = [
+        (s.slot, s.version, s.desired, s.last_verified, s.phase, s.placement, s.detail)
+        for s in row.slots
+    ]
+    table(("slot", "runs", "should", "verified", "phase", "placement", "detail"), cells)
+    for event in found.events[:10]:
+        click.echo(f"{clock(event.at)}  {event.severity}  {event.kind}: {event.message}")
+
+
+@group.command()
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--device", "name", default="", help="Only of this device.")
+@json_option
+@connected
+def events(client: FleetClient, limit: int, name: str, as_json: bool) -> None:
+    """List what happened, newest first."""
+    rows = client.events(limit, name)
+    if as_json:
+        show_json(rows)
+        return
+    cells = [(clock(e.at), e.severity, e.device, e.kind, e.message) for e in rows]
+    table(("when", "severity", "device", "kind", "message"), cells)
