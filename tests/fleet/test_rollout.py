@@ -1,0 +1,242 @@
+"""The rollout's state machine: waves, gates, going back; any order of late and doubled reports."""
+
+import random
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from edgeml.fleet import rollout as m
+from edgeml.gates import Verdict
+from edgeml.messages.payloads import Ref, SlotReport
+
+OLD = [Ref("kws", f"1.{i}.0", f"sha256:{i:064x}") for i in range(3)]
+NEW = Ref("kws", "2.0.0", "sha256:" + "f" * 64)
+GATES = ("install", "health", "labels")
+
+
+def verdicts(*states):
+    return tuple(Verdict(g, s, (f"{g} says {s}",)) for g, s in zip(GATES, states, strict=False))
+
+
+def make(waves):
+    parts = {d: m.Part(wave=i) for i, wave in enumerate(waves) for d in wave}
+    sizes = tuple(len(wave) for wave in waves)
+    return m.Rollout("r1", NEW, "kws", "all", "canary", sizes, parts, ())
+
+
+class Shell:
+    """Carries commands out as the controller does, for devices that obey or not."""
+
+    def __init__(self, waves):
+        self.rollout = make(waves)
+        self.generation = dict.fromkeys(self.rollout.parts, 0)
+        self.desired = {d: (0, None) for d in self.rollout.parts}
+        self.quarantined = set()
+        self.verified = {d: OLD[i % 3] for i, d in enumerate(sorted(self.rollout.parts))}
+        self.notes = []
+
+    def feed(self, event):
+        pending = [event]
+        while pending:
+            self.rollout, commands = m.step(self.rollout, pending.pop(0))
+            for command in commands:
+                match command:
+                    case m.SendOut(device=d):
+                        pending.append(self.issue(d, NEW, "out"))
+                    case m.SendBack(device=d, to=to):
+                        pending.append(self.issue(d, to, "back"))
+                    case m.Quarantine(ref=ref):
+                        self.quarantined.add(ref.digest)
+                    case m.Note():
+                        self.notes.append(command)
+
+    def issue(self, device, ref, way):
+        self.generation[device] += 1
+        self.desired[device] = (self.generation[device], ref)
+        before = self.verified[device] if way == "out" else None
+        return m.Issued(0.0, device, self.generation[device], way, before)
+
+    def report(self, device, outcome="committed", ref=NEW):
+        slot = SlotReport("idle", active=ref, last_verified=ref,
+                          attempted=self.generation[device], outcome=outcome)
+        self.feed(m.DeviceReported(0.0, device, self.generation[device], slot))
+
+
+def test_waves_pass_to_the_end():
+    shell = Shell([["a"], ["b", "c"]])
+    shell.feed(m.Start(1.0))
+    assert shell.rollout.state is m.State.RUNNING
+    assert shell.rollout.touched == ("a",)
+    shell.report("a")
+    shell.feed(m.Tick(2.0, verdicts("pass", "wait", "wait")))
+    assert shell.rollout.state is m.State.HOLDING
+    shell.feed(m.Tick(3.0, verdicts("pass", "pass", "pass")))
+    assert set(shell.rollout.touched) == {"a", "b", "c"}
+    assert shell.rollout.wave_since == 3.0
+    shell.feed(m.Tick(4.0, verdicts("pass", "pass", "pass")))
+    assert shell.rollout.state is m.State.DONE
+    assert [n.kind for n in shell.notes] == ["running", "holding", "running", "done"]
+    assert shell.notes[-1].verdicts
+
+
+def test_a_failed_gate_sends_the_touched_back_to_their_own_version():
+    shell = Shell([["a", "b"], ["c"]])
+    shell.feed(m.Start(1.0))
+    shell.report("a")
+    shell.feed(m.Tick(2.0, verdicts("pass", "pass", "fail"), frozenset("ab")))
+    assert shell.rollout.state is m.State.ROLLING_BACK
+    assert shell.rollout.reason == "labels gate: labels says fail"
+    assert shell.quarantined == {NEW.digest}
+    assert shell.desired["a"] == (2, OLD[0])
+    assert shell.desired["b"] == (2, OLD[1])
+    assert shell.desired["c"] == (0, None)
+    shell.report("a", ref=OLD[0])
+    shell.feed(m.Tick(3.0, (), frozenset("ab")))
+    assert shell.rollout.state is m.State.ROLLING_BACK
+    shell.feed(m.Tick(4.0, (), frozenset("a")))  # b is offline and finds its order later
+    assert shell.rollout.state is m.State.ROLLED_BACK
+    assert shell.notes[-1].kind == "offline"
+
+
+def test_people_pause_resume_abort():
+    shell = Shell([["a", "b"], ["c"]])
+    shell.feed(m.Start(1.0))
+    shell.feed(m.Pause(2.0))
+    shell.feed(m.Tick(3.0, verdicts("pass", "pass", "pass")))
+    assert shell.rollout.state is m.State.PAUSED
+    shell.feed(m.Resume(4.0))
+    shell.report("a")
+    shell.feed(m.Abort(5.0, "enough"))
+    assert shell.rollout.state is m.State.ABORTED
+    assert shell.desired["a"] == (1, NEW)  # committed: stays
+    assert shell.desired["b"] == (2, OLD[1])  # not yet: never gets it
+    assert not shell.quarantined
+    shell.feed(m.RollBack(6.0))
+    assert shell.desired["a"] == (2, OLD[0])
+    assert shell.quarantined == {NEW.digest}
+
+
+def test_harm_does_not_wait_for_people():
+    shell = Shell([["a"], ["b"]])
+    shell.feed(m.Start(1.0))
+    shell.feed(m.Pause(2.0))
+    shell.feed(m.Tick(3.0, verdicts("pass", "fail", "wait")))
+    assert shell.rollout.state is m.State.ROLLING_BACK
+
+
+def test_a_device_that_was_unknown_when_it_was_told():
+    shell = Shell([["a"]])
+    shell.verified["a"] = None
+    shell.feed(m.Start(1.0))
+    held = SlotReport("idle", active=OLD[2], last_verified=OLD[2])
+    shell.feed(m.DeviceReported(2.0, "a", 0, held))
+    shell.feed(m.RollBack(3.0))
+    assert shell.desired["a"] == (2, OLD[2])
+
+
+def test_allowed_is_what_changes_something():
+    for state in m.State:
+        base = msgspec.structs.replace(make([["a"]]), state=state)
+        events = {"start": m.Start(1.0), "pause": m.Pause(1.0), "resume": m.Resume(1.0),
+                  "abort": m.Abort(1.0), "rollback": m.RollBack(1.0)}
+        for name, event in events.items():
+            assert (m.step(base, event)[0] != base) == (name in m.allowed(state)), (state, name)
+
+
+class Fleet(RuleBasedStateMachine):
+    """Devices on a network that loses, doubles and reorders, and gates that fail at any time."""
+
+    @initialize(waves=st.integers(1, 3))
+    def begin(self, waves):
+        names = [f"d{i}" for i in range(6)]
+        self.shell = Shell([names[i::waves] for i in range(waves)])
+        self.held = dict(self.shell.verified)
+        self.last = dict(self.shell.verified)
+        self.seen = dict.fromkeys(names, 0)
+        self.wire = []
+        self.now = 0.0
+        self.highest = dict.fromkeys(names, 0)
+
+    @rule()
+    def start(self):
+        self.shell.feed(m.Start(self.now))
+
+    @rule(device=st.integers(0, 5), works=st.booleans())
+    def obey(self, device, works):
+        """The device takes its order, installs or fails, and reports."""
+        d = f"d{device}"
+        generation, ref = self.shell.desired[d]
+        if generation <= self.seen[d]:
+            return
+        self.seen[d] = generation
+        back = ref == self.shell.verified[d]
+        good = works or back
+        if good:
+            self.held[d] = self.last[d] = ref
+        trying = SlotReport("fetch", active=self.held[d], last_verified=self.last[d],
+                            attempted=generation)
+        ended = SlotReport("idle", active=self.held[d], last_verified=self.last[d],
+                           attempted=generation, outcome="committed" if good else "rolled_back")
+        self.wire += [(d, generation, trying), (d, generation, ended)]
+
+    @rule(seed=st.integers(0, 1000), double=st.booleans(), lose=st.booleans())
+    def deliver(self, seed, double, lose):
+        if not self.wire:
+            return
+        index = random.Random(seed).randrange(len(self.wire))
+        d, generation, slot = self.wire[index]
+        if not double:
+            self.wire.pop(index)
+        if not lose:
+            self.shell.feed(m.DeviceReported(self.now, d, generation, slot))
+
+    @rule(states=st.lists(st.sampled_from(["pass", "wait", "fail"]), min_size=3, max_size=3))
+    def tick(self, states):
+        self.now += 1
+        judged = verdicts(*states) if self.shell.rollout.wave >= 0 else ()
+        self.shell.feed(m.Tick(self.now, judged, frozenset(self.held)))
+
+    @rule(event=st.sampled_from([m.Pause, m.Resume, m.Abort, m.RollBack]))
+    def people(self, event):
+        self.shell.feed(event(self.now))
+
+    @invariant()
+    def generations_rise(self):
+        if hasattr(self, "shell"):
+            for d, (generation, _) in self.shell.desired.items():
+                assert generation >= self.highest[d]
+                self.highest[d] = generation
+
+    @invariant()
+    def nobody_is_told_to_run_what_is_quarantined(self):
+        if hasattr(self, "shell") and self.shell.quarantined:
+            for _, ref in self.shell.desired.values():
+                assert ref is None or ref.digest not in self.shell.quarantined
+
+    @invariant()
+    def everybody_has_a_verified_version(self):
+        if hasattr(self, "shell"):
+            assert all(self.last.values())
+
+    def teardown(self):
+        """When the network is well again, nobody runs what is quarantined."""
+        if not hasattr(self, "shell"):
+            return
+        for device in range(6):
+            self.obey(device, True)
+        for d in self.held:
+            slot = SlotReport("idle", active=self.held[d], last_verified=self.last[d],
+                              attempted=self.seen[d], outcome="committed")
+            self.shell.feed(m.DeviceReported(self.now, d, self.seen[d], slot))
+        self.shell.feed(m.Tick(self.now, (), frozenset(self.held)))
+        if self.shell.quarantined:
+            assert self.shell.rollout.state in {m.State.ROLLED_BACK, m.State.ABORTED}
+            for d, ref in self.held.items():
+                assert ref.digest not in self.shell.quarantined
+                assert ref == self.shell.verified[d]
+
+
+Fleet.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestFleet = Fleet.TestCase
