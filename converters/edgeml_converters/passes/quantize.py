@@ -48,6 +48,7 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     del copy.graph.input[:]
     copy.graph.input.extend(inputs)
     _name_nodes(copy)
+    _flat_biases(copy)
     try:
         return onnx.shape_inference.infer_shapes(copy, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
@@ -61,6 +62,16 @@ def _name_nodes(model: onnx.ModelProto) -> None:
         if not node.name or node.name in seen:
             node.name = f"{node.op_type}_{index}"
         seen.add(node.name)
+
+
+def _flat_biases(model: onnx.ModelProto) -> None:
+    """Make a bias of shape [1, n] of a Gemm flat: the quantiser fails on it."""
+    biases = {n.input[2] for n in model.graph.node if n.op_type == "Gemm" and len(n.input) > 2}
+    users = [name for n in model.graph.node for name in n.input]
+    for tensor in model.graph.initializer:
+        flat = len(tensor.dims) == 2 and tensor.dims[0] == 1
+        if tensor.name in biases and users.count(tensor.name) == 1 and flat:
+            del tensor.dims[0]
 
 
 def quantise(model: onnx.ModelProto, call: Callable[[Path, Path, Path], None]) -> onnx.ModelProto:
