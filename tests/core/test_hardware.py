@@ -20,19 +20,9 @@ from edgeml.hardware import (
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [
-    "cpu-arm64",
-    "cpu-armv7",
-    "cpu-x86-64",
-    "gpu-intel",
-    "gpu-nvidia",
-    "npu-intel",
-    "npu-qualcomm-htp",
-    "npu-rockchip-rk3588",
-    "tpu-lite-edgetpu",
-    "tpu-lite-ethos-u55-128",
-    "tpu-lite-ethos-u65-512",
-    "tpu-lite-ethos-u85-256",
-    "tpu-lite-generic",
+    *["cpu-arm64", "cpu-armv7", "cpu-x86-64", "gpu-intel", "gpu-nvidia", "npu-intel"],
+    *["npu-qualcomm-htp", "npu-rockchip-rk3588", "tpu-lite-edgetpu", "tpu-lite-ethos-u55-128"],
+    *["tpu-lite-ethos-u65-512", "tpu-lite-ethos-u85-256", "tpu-lite-generic"],
 ]
 MINIMAL = """
 name = "mine"

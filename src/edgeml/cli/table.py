@@ -27,4 +27,15 @@ COMMANDS: dict[str, Row] = {
     "doctor": Row(
         "edgeml.cli.doctor:command", "Tell what works on this machine, and how to get the rest."
     ),
+    "profiles": Row(
+        "edgeml.cli.profiles:profiles",
+        "List hardware profiles, show one, or detect this machine's.",
+    ),
+    "inspect": Row("edgeml.cli.inspect:inspect", "Show what a bundle or a model file holds."),
+    "verify": Row("edgeml.cli.verify:verify", "Check the structure and every byte of a bundle."),
+    "unpack": Row("edgeml.cli.unpack:unpack", "Unpack a bundle into a folder."),
+    "fleet": Row(
+        "edgeml.cli.fleet:group", "Serve a fleet of devices, and roll versions out to it."
+    ),
+    "registry": Row("edgeml.cli.registry:group", "Push, list and name versions of models."),
 }
