@@ -47,15 +47,18 @@ def pareto_picture(
     """
     shown = [c for c in candidates if c.latency_ms]
 
+    shown.sort(key=lambda c: (_xy(c), c.id))
+
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         axes.grid(True, linewidth=0.7)
         axes.set_axisbelow(True)
-        for c in shown:
-            _point(axes, c, c.id == winner)
-        front = sorted(_xy(c) for c in shown if c.pareto)
+        for number, c in enumerate(shown, 1):
+            _point(axes, c, number, c.id == winner)
+        front = _front([_xy(c) for c in shown if c.verdict == Standing.PASSED])
         if len(front) > 1:
-            axes.plot(*zip(*front, strict=True), color=_SOFT, linewidth=1, zorder=2)
+            axes.step(*zip(*front, strict=True), where="post", color=_SOFT, linewidth=1, zorder=1)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
         if limit is not None:
             axes.axhline(limit, color="#a63d2f", linewidth=1, linestyle=(0, (5, 3)))
             axes.annotate(
@@ -70,13 +73,14 @@ def pareto_picture(
             )
         axes.set_xlabel("latency p50, ms")
         axes.set_ylabel("accuracy lost against the source")
-        axes.set_xlim(left=0, right=max((_xy(c)[0] for c in shown), default=1.0) * 1.22)
+        axes.set_xlim(left=0, right=max((_xy(c)[0] for c in shown), default=1.0) * 1.08)
         axes.margins(y=0.18)
 
     told = ", ".join(f"{c.id} {_xy(c)[0]:.3g} ms, drop {_xy(c)[1]:.3g}" for c in shown)
     caption = (
         "Left and low is better. The bar goes to the 95 % upper bound of the drop, which is what "
-        "the gate looks at; the ring is the winner; hollow points did not pass."
+        "the gate looks at; the ring is the winner; hollow points did not pass; the line joins "
+        "what nothing beats in both."
     )
     return _picture(name, f"Accuracy lost against latency: {told}", draw, caption)
 
@@ -144,7 +148,16 @@ def _colour(c: Candidate) -> str:
     return _COLOURS.get(c.runtime, _OTHER)
 
 
-def _point(axes: Any, c: Candidate, winner: bool) -> None:
+def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other beats in both, from left to right."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if not front or y < front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def _point(axes: Any, c: Candidate, number: int, winner: bool) -> None:
     x, y = _xy(c)
     filled = c.verdict == Standing.PASSED
     if c.drop:
@@ -153,17 +166,19 @@ def _point(axes: Any, c: Candidate, winner: bool) -> None:
         x,
         y,
         marker="o",
-        markersize=7,
+        markersize=8,
+        linestyle="none",
         color=_colour(c),
         markerfacecolor=_colour(c) if filled else "white",
+        label=f"{number}  {c.id}",
         zorder=3,
     )
     if winner:
-        axes.plot(x, y, marker="o", markersize=14, color="#0b7a5b", markerfacecolor="none", mew=1.8)
+        axes.plot(x, y, marker="o", markersize=15, color="#0b7a5b", markerfacecolor="none", mew=1.8)
     axes.annotate(
-        c.id,
+        str(number),
         (x, y),
-        xytext=(9 if winner else 6, 5),
+        xytext=(8, -11),
         textcoords="offset points",
         fontsize=8.5,
         fontweight="bold" if winner else "normal",
@@ -176,7 +191,7 @@ def _picture(name: str, alt: str, draw: Any, caption: str) -> Picture:
 
     buffer = io.BytesIO()
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):
-        figure = Figure(figsize=(5.6, 3.7), layout="constrained")
+        figure = Figure(figsize=(5.4, 4.2), layout="constrained")
         draw(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     return Picture(name, alt, buffer.getvalue(), caption)

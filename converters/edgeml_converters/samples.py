@@ -48,23 +48,6 @@ def per_run(spec: TensorSpec) -> int:
     return spec.shape[0] if spec.shape and spec.shape[0] > 0 else 1
 
 
-def random_samples(inputs: Sequence[TensorSpec], runs: int, seed: int) -> Stacked:
-    """Return samples of chance: to see that a model runs, and nothing more.
-
-    Floats are standard normal; integers and truth values are 0 or 1, which every vocabulary and
-    every mask has. A variable axis is 1.
-    """
-    rng = np.random.default_rng(seed)
-    stacked: Stacked = {}
-    for spec in inputs:
-        shape = (runs, *(1 if n == -1 else n for n in spec.shape))
-        if np.dtype(spec.dtype).kind == "f":
-            stacked[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
-        else:
-            stacked[spec.name] = rng.integers(0, 2, shape).astype(spec.dtype)
-    return stacked
-
-
 def feeds(samples: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
     """Yield the feed of each run."""
     for index in range(count(samples)):

@@ -19,7 +19,7 @@ body {
   margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
 }
-header, main, footer { max-width: 72rem; margin: 0 auto; padding: 0 1.5rem; }
+header, main, footer { max-width: 80rem; margin: 0 auto; padding: 0 1.5rem; }
 header { padding-top: 2.5rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; letter-spacing: -.015em; }
 h2 { font-size: 1.2rem; margin: 0 0 .6rem; letter-spacing: -.005em; }
@@ -44,7 +44,7 @@ aside h2 { font-size: 1rem; }
 summary { font-weight: 600; cursor: pointer; }
 details[open] summary { margin-bottom: .8rem; }
 p { margin: 0 0 .8rem; max-width: 60rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr));
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr));
   gap: 1rem; margin: 0 0 .8rem; }
 figure { margin: 0; background: #ffffff; color: #1d232b; border-radius: .4rem; padding: .6rem; }
 figure svg { width: 100%; height: auto; display: block; }
@@ -55,7 +55,9 @@ caption { caption-side: bottom; text-align: left; color: var(--soft); font-size:
   padding-top: .5rem; }
 th { text-align: left; color: var(--soft); font-weight: 600; white-space: nowrap; }
 th, td { padding: .42rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: break-word; }
+td:first-child { white-space: nowrap; font-weight: 600; }
+table + table, .scroll + .scroll { margin-top: 1.2rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.good td { background: var(--good-back); font-weight: 600; }
 tr.bad td { color: var(--bad); }

@@ -30,8 +30,8 @@ class TfliteTarget:
             ModelError: An operator has no int8 form; the message names node and reason.
             MissingPackageError: LiteRT, which brings the schema, is not installed.
         """
-        from edgeml_converters.tflite import write
+        from edgeml_converters.tflite import writer
 
-        made = write(model)
+        made = writer.write(model)
         (folder / _NAME).write_bytes(made.data)
         return Product((_NAME,), _NAME, made.inputs, made.outputs, made.notes)

@@ -1,4 +1,4 @@
-"""The target ``onnx``: one ONNX file, for onnxruntime and OpenVINO."""
+"""The target ``cpu``: one ONNX file, for onnxruntime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from edgeml_converters.targets.base import Product
 _NAME = "model.onnx"
 
 
-class OnnxFile:
+class CpuTarget:
     """Writes ``model.onnx``, weights inside."""
 
-    name = "onnx"
+    name = "cpu"
 
     def write(
         self,

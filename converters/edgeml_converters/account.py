@@ -1,0 +1,200 @@
+"""The account of a conversion: its Report, with pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from edgeml import __version__
+from edgeml.manifest import Lineage
+from edgeml.report import Column, Fact, Report, Row, Section, Table
+from edgeml.report.model import Tone
+from edgeml_converters import words
+from edgeml_converters.pictures import latency_picture, pareto_picture, size_picture
+from edgeml_converters.results import Candidate, ProfileResult, Standing
+
+#: Profile -> candidate -> median latency of each round in milliseconds.
+Rounds = Mapping[str, Mapping[str, Sequence[float]]]
+
+_COLUMNS = (
+    Column("candidate"),
+    Column("precision"),
+    Column("p50 ms", number=True),
+    Column("p99 ms", number=True),
+    Column("times as fast [95 %]", number=True),
+    Column("metric", number=True),
+    Column("drop (95 % bound)", number=True),
+    Column("SQNR dB", number=True),
+    Column("size", number=True),
+    Column("memory", number=True),
+)
+_REASONS = (Column("candidate"), Column("verdict"), Column("why it won or lost"))
+_TONES: dict[Standing, Tone] = {
+    Standing.PASSED: "",
+    Standing.UNDECIDED: "doubt",
+    Standing.FAILED: "bad",
+    Standing.ERROR: "bad",
+}
+_MEANING = (
+    "A latency is a claim about the machine that is named beside it, at batch 1 and the threads "
+    "that are given, and about no other. All candidates were measured in the same rounds, each "
+    "round in another random order, so that a machine that slows down slows all of them.",
+    "Times as fast: the median over the rounds of baseline divided by candidate, with the exact "
+    "95 % interval of the sign test. The baseline is the source as it is, on onnxruntime in fp32. "
+    "Only a gain whose lower end is above 1.02 replaces the source.",
+    "Drop: how much worse than the source on the same samples. A candidate fails when the bound "
+    "is beyond what is allowed and the data show it; it is undecided when the data cannot tell, "
+    "and then it wins only if nothing decided gains.",
+    "SQNR: energy of the source's outputs over the energy of the difference, the worst output; "
+    "20 dB is an error of 10 %, 40 dB of 1 %. 'same' means equal bit for bit.",
+    "Memory: what loading and running the model added to a process of its own, at the peak. "
+    "Evidence: 'measured' on that hardware, 'emulated', 'compiled', or only 'checked'.",
+)
+
+
+def account(
+    name: str,
+    version: str,
+    results: Sequence[ProfileResult],
+    lineage: Lineage,
+    rounds: Rounds,
+    objective: str,
+) -> Report:
+    """Return the report of a conversion.
+
+    Args:
+        name: Of the model.
+        version: Of the bundle.
+        results: One per profile.
+        lineage: Where the bundle comes from.
+        rounds: Latencies for the pictures.
+        objective: What was optimised.
+    """
+    warnings = tuple(dict.fromkeys(w for result in results for w in result.warnings))
+    sections = [_profile(result, rounds.get(result.profile, {})) for result in results]
+    return Report(
+        title=f"{name} {version}: how it was converted",
+        lead=" ".join(f"{r.profile}: {r.winner.id} wins, {r.reason}." for r in results),
+        facts=_facts(results, objective),
+        warnings=warnings,
+        sections=(
+            *sections,
+            _steps(lineage),
+            _origin(lineage),
+            Section("How to read this", _MEANING),
+        ),
+        footer=f"Made by edgeml {__version__}. No part of this page is loaded from elsewhere.",
+    )
+
+
+def _facts(results: Sequence[ProfileResult], objective: str) -> tuple[Fact, ...]:
+    facts: list[Fact] = []
+    for result in results:
+        prefix = f"{result.profile}: " if len(results) > 1 else ""
+        winner, base = result.winner, result.baseline
+        facts.append(Fact(f"{prefix}winner", winner.runtime, winner.recipe, "good"))
+        if result.speedup:
+            low, high = result.speedup.interval
+            fact = Fact("as fast", f"{result.speedup.value:.2f} x", f"[{low:.2f}, {high:.2f}]")
+            facts.append(fact)
+        if winner.latency_ms and base.latency_ms:
+            note = f"source: {words.latency(base)} ms"
+            facts.append(Fact("latency p50", f"{words.latency(winner)} ms", note))
+        if winner.metric and base.metric:
+            note = f"source: {base.metric.value:.4g}, {winner.metric.n} samples"
+            facts.append(Fact(winner.metric.name, f"{winner.metric.value:.4g}", note))
+        note = f"source: {words.size(base.size_bytes)}"
+        facts.append(Fact("size", words.size(winner.size_bytes), note))
+    facts.append(Fact("objective", objective, "what was optimised"))
+    return tuple(facts)
+
+
+def _profile(result: ProfileResult, rounds: Mapping[str, Sequence[float]]) -> Section:
+    winner = result.winner
+    limits = [c.drop.limit for c in result.candidates if c.drop]
+    pictures = []
+    if any(c.latency_ms for c in result.candidates):
+        limit = limits[0] if limits else None
+        pictures = [
+            pareto_picture(f"pareto-{result.profile}", result.candidates, winner.id, limit),
+            latency_picture(f"latency-{result.profile}", result.candidates, rounds),
+        ]
+    pictures.append(size_picture(f"size-{result.profile}", result.candidates))
+    front = ", ".join(c.id for c in result.candidates if c.pareto)
+    caption = f"Not beaten in all of drop, latency and size at once: {front}." if front else ""
+    text = (
+        f"Looked at on: {result.host}. Threads {winner.threads}, batch 1. "
+        f"Evidence of the winner: {winner.evidence}.",
+    )
+    tables = (
+        Table(_COLUMNS, tuple(_figures(c, winner) for c in result.candidates), caption),
+        Table(_REASONS, tuple(_why(c, winner) for c in result.candidates)),
+    )
+    return Section(f"Profile {result.profile}", text, tuple(pictures), tables)
+
+
+def _figures(c: Candidate, winner: Candidate) -> Row:
+    cells = (
+        c.id,
+        c.precision,
+        words.latency(c),
+        words.tail(c),
+        words.speedup(c),
+        words.metric(c),
+        words.drop(c),
+        words.sqnr(c),
+        words.size(c.size_bytes or None),
+        words.size(c.memory_bytes),
+    )
+    return Row(cells, _tone(c, winner))
+
+
+def _why(c: Candidate, winner: Candidate) -> Row:
+    verdict = "winner" if c.id == winner.id else c.verdict.value
+    return Row((c.id, verdict, c.reason), _tone(c, winner))
+
+
+def _tone(c: Candidate, winner: Candidate) -> Tone:
+    return "good" if c.id == winner.id else _TONES[c.verdict]
+
+
+def _steps(lineage: Lineage) -> Section:
+    columns = tuple(map(Column, ("variant", "pass", "options", "before", "after", "notes")))
+    rows = [
+        Row(
+            (
+                variant,
+                step.name,
+                ", ".join(f"{key}={value}" for key, value in step.options.items()),
+                _short(step.before),
+                _short(step.after) if step.after != step.before else "unchanged",
+                "; ".join(step.notes),
+            )
+        )
+        for variant, steps in lineage.steps.items()
+        for step in steps
+    ]
+    untouched = [variant for variant, steps in lineage.steps.items() if not steps]
+    text = (f"The source as it is, no pass applied: {', '.join(untouched)}.",) if untouched else ()
+    table = (
+        (Table(columns, tuple(rows), "The whole digests stand in the manifest."),) if rows else ()
+    )
+    return Section("How the variants were made", text, tables=table)
+
+
+def _origin(lineage: Lineage) -> Section:
+    facts = {
+        "source": lineage.source,
+        "digest of the source": lineage.source_digest,
+        "digest of the data": lineage.data_digest or "no evaluation data was given",
+        "seed": str(lineage.seed),
+        **lineage.tools,
+    }
+    rows = tuple(Row(pair) for pair in facts.items())
+    return Section(
+        "Where it comes from", tables=(Table((Column("what"), Column("which")), rows),), folded=True
+    )
+
+
+def _short(digest: str) -> str:
+    kind, _, value = digest.rpartition(":")
+    return f"{kind}:{value[:12]}" if kind else value[:12]

@@ -1,0 +1,162 @@
+"""``edgeml convert``: options in, a bundle and a table out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from edgeml_converters import words
+from edgeml_converters.results import Candidate, ConvertResult, ProfileResult
+
+_HEADS = (
+    "candidate",
+    "precision",
+    "p50 ms",
+    "x faster [95 %]",
+    "metric",
+    "drop",
+    "size",
+    "verdict",
+)
+
+
+class Shape(click.ParamType):
+    """``NAME=1,3,8,8``; -1 leaves an axis variable."""
+
+    name = "INPUT=N,N,..."
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        """Return the input's name and its shape."""
+        name, _, numbers = value.rpartition("=")
+        try:
+            shape = tuple(int(number) for number in numbers.split(",") if number.strip())
+        except ValueError:
+            self.fail(f"'{value}' is not NAME=1,3,8,8", param, ctx)
+        if not name or any(n < -1 or n == 0 for n in shape):
+            self.fail(f"'{value}' is not NAME=1,3,8,8 with positive numbers or -1", param, ctx)
+        return name, shape
+
+
+@click.command("convert", short_help="Make a model fast and small for a device, and prove it.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--profile", "profiles", multiple=True, required=True, metavar="NAME",
+              help="Hardware profile, or a file of your own; may be repeated.")  # fmt: skip
+@click.option("--data", metavar="FILE|M:F", help="Evaluation data: an .npz, or module:function.")
+@click.option("--metric", metavar="NAME|M:F",
+              help="What counts as good (default: agreement with the source).")  # fmt: skip
+@click.option("--max-drop", type=click.FloatRange(0.0), default=0.01, show_default=True,
+              help="Most that may be lost: absolute for scores, relative for errors.")  # fmt: skip
+@click.option("--objective", type=click.Choice(["latency", "size", "memory"]), default="latency",
+              show_default=True, help="What the winner is best at.")  # fmt: skip
+@click.option("--shape", "shapes", type=Shape(), multiple=True,
+              help="Fix the shape of an input; may be repeated.")  # fmt: skip
+@click.option("--effort", type=click.Choice(["quick", "normal", "thorough"]), default="normal",
+              show_default=True, help="Test samples and rounds of measurement.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), help="Threads (default: the profile's).")
+@click.option("--jobs", type=click.IntRange(1), default=2, show_default=True,
+              help="Candidates built at the same time; measuring is always alone.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
+@click.option("--name", help="Name of the model (default: from the file).")
+@click.option("--version", default="1.0.0", show_default=True, help="SemVer of the bundle.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=True),
+              help="Where the bundle goes (default: ./NAME-VERSION.edgeml).")  # fmt: skip
+@click.option("--report", type=click.Path(path_type=Path, file_okay=False),
+              help="Also write the report into this folder.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def convert(
+    model: Path,
+    profiles: tuple[str, ...],
+    data: str | None,
+    metric: str | None,
+    max_drop: float,
+    objective: str,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    effort: str,
+    threads: int | None,
+    jobs: int,
+    seed: int,
+    name: str | None,
+    version: str,
+    out: Path | None,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Make MODEL fast and small for a device, and prove it.
+
+    Every recipe that the profile allows is built, run from its final bytes, compared with MODEL
+    and measured beside it. What loses accuracy is dropped, and MODEL itself stays in the race:
+    the winner is never slower or worse than what you have.
+    """
+    from edgeml_converters.api import convert as run
+
+    result = run(
+        model,
+        list(profiles),
+        data=data,
+        metric=metric,
+        max_drop=max_drop,
+        objective=objective,
+        shape=dict(shapes),
+        effort=effort,
+        threads=threads,
+        jobs=jobs,
+        seed=seed,
+        name=name,
+        version=version,
+        out=out,
+        report=report,
+        progress=lambda line: click.echo(line, err=True),
+    )
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
+    else:
+        click.echo(summary(result, report))
+
+
+def summary(result: ConvertResult, report: Path | None = None) -> str:
+    """Return what a person wants to know at the end."""
+    lines: list[str] = []
+    for one in result.results:
+        lines += _profile(one)
+    lines += [f"bundle    {result.bundle}", f"digest    {result.digest}"]
+    if report is not None:
+        lines.append(f"report    {report / 'report.html'}")
+    lines += ["", "next:", f"  edgeml inspect {result.bundle}"]
+    lines += [f"  edgeml-agent serve {result.bundle}"]
+    return "\n".join(lines)
+
+
+def _profile(result: ProfileResult) -> list[str]:
+    rows = [_HEADS, *(_cells(c, result.winner) for c in result.candidates)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
+    lines = [f"{result.profile} on {result.host}", ""]
+    lines += ["  " + _pad(row, widths) for row in rows]
+    lines += ["", f"winner    {result.winner.id}: {result.reason}"]
+    lines += [
+        f"why not   {c.id}: {c.reason}" for c in result.candidates if c.id != result.winner.id
+    ]
+    lines += [f"note      {warning}" for warning in result.warnings]
+    return [*lines, ""]
+
+
+def _cells(c: Candidate, winner: Candidate) -> tuple[str, ...]:
+    return (
+        c.id,
+        c.precision,
+        words.latency(c),
+        words.speedup(c),
+        words.metric(c),
+        words.drop(c),
+        words.size(c.size_bytes or None),
+        "WINNER" if c.id == winner.id else c.verdict.value,
+    )
+
+
+def _pad(cells: Sequence[str], widths: Sequence[int]) -> str:
+    text = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+    return "  ".join(text).rstrip()

@@ -1,0 +1,197 @@
+"""From the outcome of the searches to a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgeml.bundle import Bundle, blob_ref, pack
+from edgeml.errors import ModelError
+from edgeml.manifest import BlobRef, Evidence, Lineage, Manifest, Score, Step, Variant
+from edgeml.report import Report, render
+from edgeml.runtime.golden import save_arrays
+from edgeml.tensors import Array
+from edgeml_converters import golden, samples
+from edgeml_converters.account import account
+from edgeml_converters.candidates import Bench, Trial
+from edgeml_converters.jobs import JobError, run_job
+from edgeml_converters.recipes import BASELINE, baseline_allowed
+from edgeml_converters.results import ProfileResult
+from edgeml_converters.search import Found
+from edgeml_converters.worker import Checked, CheckJob
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a bundle besides the searches' outcome.
+
+    Attributes:
+        name: Of the model.
+        version: SemVer.
+        lineage: Without the steps of the variants.
+        samples: Stacked test samples.
+        labels: Label of each sample; None without.
+        classes: Names of the classes.
+        given: Whether the samples are real: random ones make no drift reference.
+        calibration: Input -> array, samples on axis 0.
+        score: The source's score; None without data.
+        objective: What was optimised.
+    """
+
+    name: str
+    version: str
+    lineage: Lineage
+    samples: samples.Stacked
+    labels: Array | None
+    classes: tuple[str, ...]
+    given: bool
+    calibration: dict[str, Array]
+    score: Score | None
+    objective: str
+
+
+@dataclass
+class _Parts:
+    """Files of the bundle, and what the manifest says of them."""
+
+    files: dict[str, Path | bytes]
+    variants: list[Variant]
+    steps: dict[str, tuple[Step, ...]]
+
+    def add(self, path: str, data: Path | bytes) -> BlobRef:
+        """Keep a file and return its reference."""
+        self.files[path] = data
+        return blob_ref(path, data)
+
+
+def make_bundle(
+    found: Sequence[Found], benches: Sequence[Bench], contents: Contents, out: Path
+) -> tuple[Bundle, tuple[ProfileResult, ...], Report]:
+    """Write the bundle.
+
+    Args:
+        found: One per profile.
+        benches: One per profile.
+        contents: The rest.
+        out: Where it goes.
+
+    Returns:
+        The bundle, the results with the paths of what it holds, and its report.
+
+    Raises:
+        ModelError: A variant does not run on the golden samples.
+        BundleError: It cannot be written.
+    """
+    parts = _Parts({}, [], {})
+    base = found[0].trials[0]
+    feed = _golden_feed(contents, benches[0], base)
+    golden_inputs = parts.add("golden/inputs.npz", save_arrays(feed))
+    results = [
+        _add_profile(parts, one, bench, feed) for one, bench in zip(found, benches, strict=True)
+    ]
+    lineage = msgspec.structs.replace(contents.lineage, steps=parts.steps)
+    rounds = {f.profile.name: _rounds(f) for f in found}
+    report = account(contents.name, contents.version, results, lineage, rounds, contents.objective)
+    refs = tuple(parts.add(f"report/{name}", data) for name, data in render(report).items())
+    told = [msgspec.structs.replace(result, seconds=0.0) for result in results]
+    measurements = msgspec.json.encode(
+        {"results": told, "rounds_ms": rounds}, order="deterministic"
+    )
+    manifest = Manifest(
+        name=contents.name,
+        version=contents.version,
+        inputs=benches[0].inputs,
+        outputs=benches[0].outputs,
+        variants=tuple(parts.variants),
+        lineage=lineage,
+        score=contents.score,
+        labels=contents.classes,
+        golden=golden_inputs,
+        report=refs,
+        measurements=parts.add("measurements.json", measurements),
+    )
+    return pack(manifest, parts.files, out), tuple(results), report
+
+
+def _rounds(found: Found) -> dict[str, tuple[float, ...]]:
+    return {t.id: t.measured.rounds_ms for t in found.trials if t.measured}
+
+
+def _golden_feed(contents: Contents, bench: Bench, base: Trial) -> samples.Stacked:
+    runs = samples.count(contents.samples)
+    classes = golden.classes_of(contents.labels, base.outputs, runs)
+    return golden.golden_feed(contents.samples, bench.inputs, golden.pick(classes, runs))
+
+
+def _add_profile(parts: _Parts, found: Found, bench: Bench, feed: samples.Stacked) -> ProfileResult:
+    """Add the winner's variant and its fallback; return the result with their paths."""
+    base = found.trials[0]
+    chosen = [found.winner]
+    if found.winner.id != BASELINE and baseline_allowed(found.profile):
+        chosen.append(base)
+    result = found.result
+    for trial in chosen:
+        variant = _add_variant(parts, found, trial, base, bench, feed)
+        result = _with_files(result, trial.id, variant)
+    return result
+
+
+def _add_variant(
+    parts: _Parts, found: Found, trial: Trial, base: Trial, bench: Bench, feed: samples.Stacked
+) -> Variant:
+    """Record a variant's golden outputs, and add it."""
+    draft = trial.draft(bench.threads)
+    folder = trial.folder
+    if folder is None or trial.checked is None:
+        raise ModelError(f"candidate {trial.id} was never run")
+    name = f"{found.profile.name}.{trial.id}"
+    recorded = _record(draft, folder, bench, feed)
+    variant = msgspec.structs.replace(
+        draft,
+        id=name,
+        profile=found.profile.name,
+        files=tuple(
+            parts.add(f"variants/{name}/{ref.path}", folder / ref.path) for ref in draft.files
+        ),
+        entry=f"variants/{name}/{draft.entry}",
+        evidence=Evidence(found.evidence, f"{trial.runtime} {trial.checked.version}", found.host),
+        tolerance=golden.tolerance(trial.recipe.precision, trial.outputs, base.outputs),
+        golden=parts.add(f"golden/{name}.npz", save_arrays(recorded)),
+    )
+    parts.variants.append(variant)
+    parts.steps[name] = trial.steps
+    return variant
+
+
+def _record(draft: Variant, folder: Path, bench: Bench, feed: samples.Stacked) -> dict[str, Array]:
+    """Run a variant on the golden samples as a device will: all in one feed."""
+    one_run = bench.work / "golden-feed.npz"
+    results = bench.work / f"golden-{draft.id}.npz"
+    samples.save(one_run, {name: array[np.newaxis] for name, array in feed.items()})
+    job = CheckJob(str(folder), draft, bench.inputs, bench.outputs, str(one_run), str(results))
+    try:
+        run_job(job, Checked, bench.limits)
+    except JobError as error:
+        raise ModelError(f"{draft.id} does not run on the golden samples: {error}") from error
+    return samples.load(results)
+
+
+def _with_files(result: ProfileResult, candidate: str, variant: Variant) -> ProfileResult:
+    """Return the result with the paths of a candidate that the bundle holds."""
+    files = tuple(ref.path for ref in variant.files)
+
+    candidates = tuple(
+        msgspec.structs.replace(c, files=files, entry=variant.entry) if c.id == candidate else c
+        for c in result.candidates
+    )
+    by_id = {c.id: c for c in candidates}
+    return msgspec.structs.replace(
+        result,
+        candidates=candidates,
+        winner=by_id[result.winner.id],
+        baseline=by_id[result.baseline.id],
+    )

@@ -1,0 +1,217 @@
+"""The search for one profile: build, check, judge, measure, choose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from edgeml.errors import GateError, MissingPackageError
+from edgeml.hardware import Budgets, DeviceFacts, HardwareProfile, fits
+from edgeml.manifest import EvidenceState
+from edgeml.plugins import table
+from edgeml.runtime.facts import host_line
+from edgeml_converters.candidates import (
+    Bench,
+    Trial,
+    baseline_or_raise,
+    build_all,
+    check_all,
+    make_trials,
+    measure_all,
+    share_source,
+)
+from edgeml_converters.choose import Choice, choose
+from edgeml_converters.judge import Judge
+from edgeml_converters.recipes import BASELINE, baseline_allowed, recipes_for
+from edgeml_converters.results import ProfileResult, Standing
+from edgeml_converters.source import Source
+
+Tell = Callable[[str], None]
+
+
+class Effort(msgspec.Struct, frozen=True):
+    """How much work a search does.
+
+    Attributes:
+        samples: Most test samples that are run; 0 for all.
+        rounds: Of the measurement.
+        budget_s: Seconds of measurement after which no new round starts.
+    """
+
+    samples: int
+    rounds: int
+    budget_s: float
+
+
+EFFORTS = {
+    "quick": Effort(500, 15, 10.0),
+    "normal": Effort(2000, 40, 60.0),
+    "thorough": Effort(0, 150, 300.0),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcome of a search.
+
+    Attributes:
+        profile: What it was for.
+        result: For the user.
+        trials: All of them, the baseline first.
+        winner: One of the trials.
+        evidence: How far the candidates of this search were verified.
+        host: One line that names this machine.
+    """
+
+    profile: HardwareProfile
+    result: ProfileResult
+    trials: list[Trial]
+    winner: Trial
+    evidence: EvidenceState
+    host: str
+
+
+def check_target(profile: HardwareProfile) -> None:
+    """Check that there is something that builds for a profile.
+
+    Raises:
+        MissingPackageError: There is not (yet).
+    """
+    built = table("targets")
+    if profile.target not in built:
+        extra = profile.compiler.extra
+        raise MissingPackageError(
+            f"profile '{profile.name}' needs the target '{profile.target}', which is not built yet "
+            f"(built: {', '.join(sorted(built))})",
+            f"pip install 'edgeml-kit[{extra}]' once it is" if extra else "see the change log",
+        )
+
+
+def search(
+    profile: HardwareProfile,
+    source: Source,
+    bench: Bench,
+    judge: Judge,
+    facts: DeviceFacts,
+    effort: Effort,
+    objective: str,
+    tell: Tell,
+) -> Found:
+    """Find the winner for one profile.
+
+    Args:
+        profile: What it is for.
+        source: The model.
+        bench: What all trials share.
+        judge: Compares with the source.
+        facts: This machine.
+        effort: How much work.
+        objective: What to be best at.
+        tell: Takes lines of progress.
+
+    Raises:
+        ModelError: onnxruntime cannot run the source.
+        DataError: The data do not fit the metric.
+        GateError: Nothing passes for this profile; the message says why, for each.
+    """
+    started = time.monotonic()
+    misfit = fits(profile, facts)
+    isa = profile.match.isa if misfit else facts.isa
+    has_data = judge.metric is not None
+    trials = make_trials(recipes_for(profile, isa, source.ops, has_data))
+    base, others = trials[:1], trials[1:]
+    build_all(base, bench, tell)
+    check_all(base, bench, tell)
+    reference = baseline_or_raise(trials, source.path.name)
+    judge.score(reference)
+    build_all([t for t in others if t.recipe.passes], bench, tell)
+    share_source(reference, others)
+    check_all(others, bench, tell)
+    judge.judge(others, reference)
+    if not misfit:
+        measure_all(trials, bench, effort.rounds, effort.budget_s, tell)
+    if not baseline_allowed(profile):
+        reference.fail(
+            Standing.FAILED, "baseline only: the profile does not run fp32 ONNX on onnxruntime"
+        )
+    evidence = EvidenceState.CHECKED if misfit else EvidenceState.MEASURED
+    host = host_line(facts)
+    choice = _choose(profile, trials, bench, facts, evidence, objective)
+    result = _result(choice, profile, host, _warnings(profile, misfit, has_data, source), started)
+    tell(f"{profile.name}: {result.winner.id} wins: {result.reason}")
+    winner = next(trial for trial in trials if trial.id == choice.winner)
+    return Found(profile, result, trials, winner, evidence, host)
+
+
+def _choose(
+    profile: HardwareProfile,
+    trials: list[Trial],
+    bench: Bench,
+    facts: DeviceFacts,
+    evidence: EvidenceState,
+    objective: str,
+) -> Choice:
+    """Choose among the trials.
+
+    Raises:
+        GateError: Nothing passes.
+    """
+    candidates = [trial.result(bench.threads, facts.isa, evidence.value) for trial in trials]
+    choice = choose(candidates, BASELINE, objective, _limits(profile.budgets))
+    winner = next(c for c in choice.candidates if c.id == choice.winner)
+    if winner.verdict not in (Standing.PASSED, Standing.UNDECIDED):
+        reasons = "; ".join(f"{c.id}: {c.reason}" for c in choice.candidates)
+        raise GateError(
+            f"nothing passes for profile '{profile.name}': {reasons}",
+            "allow more with --max-drop, give more data, or change the profile's budgets",
+        )
+    return choice
+
+
+def _limits(budgets: Budgets) -> dict[str, float]:
+    known = {name: getattr(budgets, name) for name in budgets.__struct_fields__}
+    return {name: float(value) for name, value in known.items() if value is not None}
+
+
+def _result(
+    choice: Choice,
+    profile: HardwareProfile,
+    host: str,
+    warnings: tuple[str, ...],
+    started: float,
+) -> ProfileResult:
+    by_id = {c.id: c for c in choice.candidates}
+    winner = by_id[choice.winner]
+    if winner.verdict == Standing.UNDECIDED:
+        warnings = (*warnings, f"the winner {winner.id} is undecided: {winner.reason}")
+    return ProfileResult(
+        profile=profile.name,
+        host=host,
+        baseline=by_id[BASELINE],
+        winner=winner,
+        speedup=winner.speedup,
+        candidates=choice.candidates,
+        warnings=warnings,
+        seconds=round(time.monotonic() - started, 2),
+        reason=choice.reason,
+    )
+
+
+def _warnings(
+    profile: HardwareProfile, misfit: str, has_data: bool, source: Source
+) -> tuple[str, ...]:
+    warnings = list(source.warnings)
+    if misfit:
+        warnings.append(
+            f"this machine is no {profile.name} ({misfit}): values were checked here, but no "
+            "latency was measured, so nothing is claimed to be faster"
+        )
+    if not has_data:
+        warnings.append(
+            "no evaluation data: accuracy cannot be judged, so only the source itself was tried; "
+            "it was run on random inputs; give --data to get int8"
+        )
+    return tuple(warnings)

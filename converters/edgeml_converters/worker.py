@@ -1,0 +1,258 @@
+"""The child process of ``edgeml_converters.jobs``: ``python -m edgeml_converters.worker FOLDER``.
+
+Three jobs: build the files of a recipe; check a variant, by running it on the samples; measure
+variants side by side. Models are run by ``edgeml.runtime``, with the code that a device uses.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgeml.errors import EdgemlError
+from edgeml.manifest import Binding, Step, Variant
+from edgeml.plugins import load
+from edgeml.runtime import get_runtime
+from edgeml.runtime.bind import open_variant
+from edgeml.runtime.measure import interleave, speedup
+from edgeml.runtime.memory import peak_resident
+from edgeml.tensors import TensorSpec
+from edgeml_converters import samples
+from edgeml_converters.jobs import Outcome
+
+
+class PassCall(msgspec.Struct, frozen=True):
+    """A pass by its name (plug-in kind ``passes``), with its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class BuildJob(msgspec.Struct, frozen=True, tag="build"):
+    """Apply passes to a model and write the files.
+
+    Attributes:
+        model: Path of the source as one ONNX file.
+        folder: Where the files go; it exists and is empty.
+        passes: In order.
+        target: Name of the target (plug-in kind ``targets``).
+        inputs: The public contract.
+        outputs: The public contract.
+        calibration: Path of calibration arrays; none in it without data.
+        seed: Of everything random.
+        threads: For runs of the model inside the passes.
+    """
+
+    model: str
+    folder: str
+    passes: tuple[PassCall, ...]
+    target: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    calibration: str
+    seed: int = 0
+    threads: int = 1
+
+
+class Built(msgspec.Struct, frozen=True):
+    """The outcome of a BuildJob: the files, their bindings, and the steps that made them."""
+
+    files: tuple[str, ...]
+    entry: str
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
+
+
+class CheckJob(msgspec.Struct, frozen=True, tag="check"):
+    """Open a variant and run it on every sample.
+
+    Attributes:
+        folder: Holds the variant's files.
+        variant: What to open.
+        inputs: The public contract.
+        outputs: The public contract.
+        samples: Path of the samples, stacked.
+        results: Where the outputs go.
+    """
+
+    folder: str
+    variant: Variant
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    samples: str
+    results: str
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """The outcome of a CheckJob.
+
+    Attributes:
+        placement: The device or provider that really ran it.
+        version: Of the runtime's library.
+        memory_bytes: What loading and running it added to the process, at the peak.
+        seconds: Mean wall time of a run; rough, for planning only.
+    """
+
+    placement: str
+    version: str
+    memory_bytes: int
+    seconds: float
+
+
+class MeasureJob(msgspec.Struct, frozen=True, tag="measure"):
+    """Measure variants side by side.
+
+    Attributes:
+        entries: Key -> (folder, variant).
+        baseline: The key that the others are compared with.
+        inputs: The public contract.
+        outputs: The public contract.
+        samples: Path of the samples; the first is what is run.
+        rounds: Of the interleaved measurement.
+        budget_s: Stop after this long, though not before the least number of rounds.
+        seed: Of the order inside the rounds.
+    """
+
+    entries: dict[str, tuple[str, Variant]]
+    baseline: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    samples: str
+    rounds: int
+    budget_s: float
+    seed: int = 0
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """How long one variant took.
+
+    Attributes:
+        rounds_ms: Median of each round, for pictures and for others to reckon with.
+        p50: Milliseconds.
+        p95: Milliseconds.
+        p99: Milliseconds.
+        speedup: (value, low, high) against the baseline.
+        clock: The time that was compared, ``wall`` or ``cpu``.
+    """
+
+    rounds_ms: tuple[float, ...]
+    p50: float
+    p95: float
+    p99: float
+    speedup: tuple[float, float, float]
+    clock: str
+
+
+def build(job: BuildJob) -> Built:
+    """Apply the passes and write the files."""
+    import onnx
+
+    from edgeml_converters.model import model_digest
+    from edgeml_converters.passes.base import Pass, PassContext
+
+    model = onnx.load(job.model)
+    context = PassContext(samples.load(Path(job.calibration)), job.seed, job.threads)
+    steps: list[Step] = []
+    before = model_digest(model)
+    for call in job.passes:
+        one: Pass = load("passes", call.name)(**call.options)
+        result = one.run(model, context)
+        model = result.model
+        after = model_digest(model) if result.changed else before
+        steps.append(Step(call.name, one.options, before, after, result.notes))
+        before = after
+    target = load("targets", job.target)()
+    product = target.write(model, Path(job.folder), job.inputs, job.outputs)
+    return Built(
+        product.files,
+        product.entry,
+        product.inputs,
+        product.outputs,
+        tuple(steps),
+        product.notes,
+    )
+
+
+def check(job: CheckJob) -> Checked:
+    """Run a variant on every sample, from its final bytes, and keep its outputs."""
+    feeds = list(samples.feeds(samples.load(Path(job.samples))))
+    # This also loads the library, whose memory is not the model's.
+    version = get_runtime(job.variant.runtime).check().version
+    base = peak_resident()
+    with closing(
+        open_variant(Path(job.folder), job.variant, job.inputs, job.outputs)
+    ) as program, closing(program.session()) as session:  # fmt: skip
+        runs = [session.run(feeds[0])]
+        started = time.perf_counter()
+        for feed in feeds[1:]:
+            runs.append(session.run(feed))
+        seconds = (time.perf_counter() - started) / max(len(feeds) - 1, 1)
+        peak = peak_resident()
+        placement = program.placement
+    samples.save(Path(job.results), samples.join_outputs(runs))
+    return Checked(placement, version, peak - base, seconds)
+
+
+def measure(job: MeasureJob) -> dict[str, Measured]:
+    """Measure variants side by side, batch 1, at their threads."""
+    feed = next(samples.feeds(samples.load(Path(job.samples))))
+    with ExitStack() as stack:
+        runs: dict[str, Callable[[], object]] = {}
+        for key, (folder, variant) in job.entries.items():
+            opened = open_variant(Path(folder), variant, job.inputs, job.outputs)
+            program = stack.enter_context(closing(opened))
+            session = stack.enter_context(closing(program.session()))
+            runs[key] = lambda session=session: session.run(feed)  # type: ignore[misc]  # bound now
+        timings = interleave(runs, rounds=job.rounds, budget_s=job.budget_s, seed=job.seed)
+    found: dict[str, Measured] = {}
+    for key, timing in timings.items():
+        ratio = speedup(timings[job.baseline], timing)
+        found[key] = Measured(
+            tuple(round(float(s) * 1e3, 6) for s in timing.wall),
+            **timing.latency_ms(),
+            speedup=(ratio.value, ratio.low, ratio.high),
+            clock=ratio.clock,
+        )
+    return found
+
+
+_Job = BuildJob | CheckJob | MeasureJob
+
+
+def work(job: _Job) -> Built | Checked | dict[str, Measured]:
+    """Do a job."""
+    if isinstance(job, BuildJob):
+        return build(job)
+    if isinstance(job, CheckJob):
+        return check(job)
+    return measure(job)
+
+
+def main() -> int:
+    """Do the job in the folder that the command line names; return the exit code."""
+    folder = Path(sys.argv[1])
+    job = msgspec.msgpack.decode((folder / "job").read_bytes(), type=_Job)
+    try:
+        outcome = Outcome(result=msgspec.msgpack.encode(work(job)))
+    except EdgemlError as error:
+        outcome = Outcome(error=error.message)
+    except Exception as error:
+        # The boundary of the process: whatever a library raises costs this candidate, no more.
+        traceback.print_exc()
+        text = " ".join(str(error).split())[:400]
+        outcome = Outcome(error=f"{type(error).__name__}: {text}")
+    (folder / "outcome").write_bytes(msgspec.msgpack.encode(outcome))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
