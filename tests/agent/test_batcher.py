@@ -206,3 +206,23 @@ def test_a_slow_run_leaves_the_loop():
         batcher.close()
 
     asyncio.run(main())
+
+
+def test_nobody_waits_for_a_run_that_hangs():
+    model = Model()
+
+    async def main():
+        batcher = Batcher(asyncio.get_running_loop(), model.run, limit=1, inline=False)
+        model.go.clear()
+        outcomes = await asyncio.gather(
+            ask(batcher, feed(1), later(0.3)), ask(batcher, feed(1, 1), later(0.3))
+        )
+        hung = batcher.running_seconds
+        model.go.set()
+        again = await ask(batcher, feed(1, 2))
+        batcher.close()
+        return outcomes, hung, again
+
+    outcomes, hung, again = asyncio.run(main())
+    assert [outcome.kind for outcome in outcomes] == ["deadline", "deadline"]
+    assert hung >= 0.3 and "y" in again

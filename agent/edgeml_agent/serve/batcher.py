@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 #: A batch that takes longer than this many seconds does not run on the loop.
 _TOO_LONG_INLINE = 0.005
 
+#: While a run lasts on the thread, deadlines are looked at this often.
+_SWEEP_SECONDS = 0.1
+_JOIN_SECONDS = 1.0
+
 Feed = dict[str, Array]
 Outcome = Feed | EdgemlError
 Run = Callable[[Feed], Feed]
@@ -40,23 +44,35 @@ class Item:
         feed: Its inputs.
         rows: Length of axis 0.
         deadline: ``time.perf_counter`` at which it is dropped.
-        done: Called once on the loop with the outputs or the error.
         gone: Set when nobody waits for it any more.
         arrived: ``time.perf_counter`` at which it came.
     """
 
-    __slots__ = ("arrived", "deadline", "done", "feed", "gone", "key", "rows")
+    __slots__ = ("_done", "arrived", "deadline", "feed", "gone", "key", "rows")
 
     def __init__(self, feed: Feed, deadline: float, done: Callable[[Outcome], None]) -> None:
-        """Take a feed that fits the model; axis 0 of the first input is its length."""
+        """Take a feed that fits the model; axis 0 of the first input is its length.
+
+        Args:
+            feed: The inputs.
+            deadline: ``time.perf_counter`` at which it is dropped.
+            done: Called once on the loop with the outputs or the error.
+        """
         self.feed = feed
-        first = next(iter(feed.values()))
-        self.rows = first.shape[0] if first.ndim else 1
-        self.key = tuple(array.shape[1:] for array in feed.values())
+        arrays = list(feed.values())
+        first = arrays[0].shape
+        self.rows = first[0] if first else 1
+        self.key = first[1:] if len(arrays) == 1 else tuple(array.shape[1:] for array in arrays)
         self.deadline = deadline
-        self.done = done
+        self._done: Callable[[Outcome], None] | None = done
         self.gone = False
         self.arrived = time.perf_counter()
+
+    def settle(self, outcome: Outcome) -> None:
+        """Give it its outcome; what comes after the first is dropped."""
+        done, self._done = self._done, None
+        if done is not None:
+            done(outcome)
 
 
 class BatchStats:
@@ -117,6 +133,8 @@ class Batcher:
         self._busy = False
         self._scheduled = False
         self._batch_seconds = 0.0
+        self._running: list[Item] = []
+        self._started = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
         self._work: queue.SimpleQueue[list[Item] | None] = queue.SimpleQueue()
@@ -148,15 +166,20 @@ class Batcher:
         """How many requests wait."""
         return len(self._queue)
 
+    @property
+    def running_seconds(self) -> float:
+        """How long the run on the worker thread has taken so far; 0 when there is none."""
+        return time.perf_counter() - self._started if self._busy else 0.0
+
     async def drained(self) -> None:
         """Wait until nothing waits and nothing runs."""
         await self._idle.wait()
 
     def close(self) -> None:
-        """End the worker thread, after what it runs now. Safe to call twice."""
+        """End the worker thread. Safe to call twice. A thread whose run hangs is left behind."""
         if self._thread is not None:
             self._work.put(None)
-            self._thread.join()
+            self._thread.join(_JOIN_SECONDS)
             self._thread = None
 
     def _schedule(self) -> None:
@@ -175,6 +198,8 @@ class Batcher:
             self._landed(items, *self._execute(items))
             return
         self._busy = True
+        self._running, self._started = items, time.perf_counter()
+        self._loop.call_later(_SWEEP_SECONDS, self._sweep, items)
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="batcher", daemon=True)
             self._thread.start()
@@ -203,9 +228,24 @@ class Batcher:
     def _drop(self) -> None:
         item = self._queue.popleft()
         self._rows -= item.rows
-        reason = "the client went away" if item.gone else "the deadline passed in the queue"
-        kind = "cancelled" if item.gone else "deadline"
-        item.done(Refused(reason, status=504, kind=kind))
+        item.settle(_expired(item))
+
+    def _sweep(self, items: list[Item]) -> None:
+        """While one run lasts: nobody waits longer than his deadline, even when it hangs."""
+        if self._running is not items:
+            return
+        now = time.perf_counter()
+        for item in items:
+            if now > item.deadline:
+                item.settle(_expired(item))
+        waiting, self._queue = self._queue, deque()
+        for item in waiting:
+            if item.gone or now > item.deadline:
+                self._rows -= item.rows
+                item.settle(_expired(item))
+            else:
+                self._queue.append(item)
+        self._loop.call_later(_SWEEP_SECONDS, self._sweep, items)
 
     def _serve(self) -> None:
         """Run batches until the end; on the worker thread."""
@@ -216,13 +256,14 @@ class Batcher:
     def _landed(self, items: list[Item], outcomes: list[Outcome], seconds: float) -> None:
         """Give every request its outcome, and start the next batch."""
         self._busy = False
+        self._running = []
         self.stats.add(sum(item.rows for item in items), seconds)
         known = self._batch_seconds or seconds
         self._batch_seconds = 0.8 * known + 0.2 * seconds
         if self.inline and self._batch_seconds > _TOO_LONG_INLINE:
             self.inline = False  # a slower fallback must not hold up the loop
         for item, outcome in zip(items, outcomes, strict=True):
-            item.done(outcome)
+            item.settle(outcome)
         if self._queue:
             self._schedule()
         else:
@@ -302,6 +343,11 @@ def check_rows(outputs: Feed, rows: int) -> None:
             raise DeviceError(
                 f"output '{name}' has shape {list(array.shape)} for {rows} rows: not splittable"
             )
+
+
+def _expired(item: Item) -> Refused:
+    reason = "the client went away" if item.gone else "the deadline passed"
+    return Refused(reason, status=504, kind="cancelled" if item.gone else "deadline")
 
 
 def _overload(reason: str, wait: float) -> Refused:

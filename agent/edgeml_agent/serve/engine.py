@@ -28,12 +28,16 @@ class Engine:
         slots: The models.
         deadline_seconds: A request that waited longer is dropped.
         allow_nonfinite: Whether NaN and infinity are let into a model.
+
+    Attributes:
+        slots: The models.
+        deadline: Seconds after which a request is dropped.
     """
 
     def __init__(self, slots: Slots, deadline_seconds: float, allow_nonfinite: bool) -> None:
         """Remember the models and the rules."""
         self.slots = slots
-        self._deadline = deadline_seconds
+        self.deadline = deadline_seconds
         self._allow_nonfinite = allow_nonfinite
         self._prefix = secrets.token_hex(6)
         self._numbers = itertools.count(1)
@@ -59,7 +63,7 @@ class Engine:
         try:
             feed = self._checked(generation.manifest.inputs, request)
             check_wanted(generation.manifest.outputs, request)
-            seconds = min(request.timeout or self._deadline, self._deadline)
+            seconds = min(request.timeout or self.deadline, self.deadline)
             request_id = request.id or f"{self._prefix}-{next(self._numbers):x}"
 
             def finish(outcome: Outcome) -> None:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 #: A run shorter than this many seconds goes on the loop: a hop to a thread costs about 30 us,
 #: and a longer run would hold up other connections.
 INLINE_SECONDS = 0.001
+#: A generation that is dropped has this long to answer what is queued.
+_CLOSE_SECONDS = 30.0
 #: Seconds between two looks at whether the first choice is back.
 _WATCH_SECONDS = 1.0
 
@@ -76,7 +78,12 @@ class Generation:
     async def close(self) -> None:
         """Answer what is queued, then give everything back."""
         self._watcher.cancel()
-        await self.batcher.drained()
+        try:
+            await asyncio.wait_for(self.batcher.drained(), _CLOSE_SECONDS)
+        except TimeoutError:
+            # The run hangs: the thread and what it holds stay behind until the process ends.
+            logger.error("%s %s hangs in a run", self.slot, self.ref.version)
+            return
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:

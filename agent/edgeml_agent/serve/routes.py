@@ -135,12 +135,15 @@ class Routes:
 
     def _ready(self, exchange: Exchange, model: str, version: str) -> None:
         serving = self._slots.serving()
-        body: dict[str, Any] = {"live": True, "ready": bool(serving)}
+        hung = [g.slot for g in serving if g.batcher.running_seconds > self._engine.deadline]
+        ready = bool(serving) and not hung
+        body: dict[str, Any] = {"live": True, "ready": ready}
         body["models"] = {g.slot: g.ref.version for g in serving}
         body["degraded"] = {g.slot: g.chain.degraded for g in serving if g.on_fallback}
-        if not serving:
-            body["reason"] = "no model serves"
-        _reply(exchange, body, 200 if serving else 503)
+        if not ready:
+            names = ", ".join(hung)
+            body["reason"] = f"no answer from: {names}" if hung else "no model serves"
+        _reply(exchange, body, 200 if ready else 503)
 
     def _metadata(self, exchange: Exchange, model: str, version: str) -> None:
         _reply(exchange, describe.metadata(self._slots.find(model, version)[1]))
