@@ -142,7 +142,7 @@ def status_lines(found: dict[str, Any]) -> list[str]:
 @click.command(name="doctor")
 @CONFIG
 @JSON
-def doctor(path: Path, as_json: bool) -> None:
+def doctor(path: Path, as_json: bool) -> int:
     """Check what this device needs: disk, clock, state, trust, runtimes, broker."""
     from edgeml_agent.checks import CHECKS, Grade
 
@@ -155,8 +155,9 @@ def doctor(path: Path, as_json: bool) -> None:
             click.echo(f"{finding.grade:8} {finding.name}: {finding.message}")
             if finding.hint:
                 click.echo(f"         {finding.hint}")
-    if as_json:
-        click.echo(msgspec.json.encode({"findings": findings}))
     bad = [finding.name for finding in findings if finding.grade is Grade.BAD]
-    if bad:
-        raise GateError(f"{len(bad)} checks are bad: {', '.join(bad)}")
+    if as_json:
+        click.echo(msgspec.json.encode({"ok": not bad, "findings": findings}))
+    elif bad:
+        click.echo(f"{len(bad)} of {len(findings)} checks are bad: {', '.join(bad)}")
+    return GateError.exit_code if bad else 0

@@ -7,6 +7,7 @@ the begin and the end of every act of the updater.
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -119,6 +120,7 @@ def _run_agent(config_path, points, kill_at):
             return {phase: around(phase, act) for phase, act in super().acts(phases).items()}
 
     supervisor._TICK = 0.05
+    supervisor.BlockFetcher = functools.partial(supervisor.BlockFetcher, timeout=0.5)
     found = config.load(config_path)
     agent = Watched(
         found,
