@@ -36,7 +36,7 @@ def typed_lines():
                     yield pytest.param(words, id=f"{page.relative_to(ROOT)}: {words[:60]}")
 
 
-@pytest.mark.parametrize("line", typed_lines())
+@pytest.mark.parametrize("line", list(typed_lines()))
 def test_what_the_pages_tell_people_to_type_exists(line):
     words = shlex.split(line, comments=True)
     program, name, *rest = words

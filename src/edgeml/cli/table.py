@@ -20,6 +20,11 @@ class Row(NamedTuple):
 
 
 COMMANDS: dict[str, Row] = {
+    "convert": Row(
+        "edgeml_converters.cli:convert",
+        "Make a model fast and small for a device, and prove it.",
+        "convert",
+    ),
     "bench": Row(
         "edgeml.cli.bench:command",
         "Measure a bundle's variants, or a model on every runtime, on this machine.",
@@ -38,4 +43,8 @@ COMMANDS: dict[str, Row] = {
         "edgeml.cli.fleet:group", "Serve a fleet of devices, and roll versions out to it."
     ),
     "registry": Row("edgeml.cli.registry:group", "Push, list and name versions of models."),
+    "demo": Row(
+        "edgeml.cli.demo.command:demo",
+        "Convert, serve, roll out, roll back: the whole job on this machine.",
+    ),
 }

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from edgeml.errors import UnreachableError
+from edgeml.errors import InternalError, UnreachableError
 
 _GRACE_S = 10.0
 
@@ -57,6 +57,21 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def run(self, words: Sequence[str]) -> bytes:
+        """Run a command to its end and return what it printed.
+
+        Raises:
+            InternalError: It failed; the message is its own.
+        """
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip().splitlines() or ["nothing"]
+            raise InternalError(
+                f"a command of the demo failed with exit code {done.returncode}: {said[0]}",
+                said[-1] if len(said) > 1 else "",
+            )
+        return done.stdout
 
     def wait_for(self, what: str, ready: Callable[[], bool], seconds: float) -> None:
         """Wait until ``ready()``.

@@ -1,0 +1,5 @@
+"""``python -m edgeml.cli`` is ``edgeml``."""
+
+from edgeml.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""``edgeml demo``: the whole job on embedded defaults, with real processes on loopback."""
