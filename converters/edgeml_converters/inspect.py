@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgeml.errors import MissingPackageError, ModelError
+from edgeml.errors import ModelError
 from edgeml.plugins import missing
 from edgeml.runtime.base import ProgramOptions
 from edgeml_converters.source import Source, read_model_file, sniff
@@ -118,12 +118,13 @@ def _prepare(path: Path, ops: dict[str, int]) -> None:
 
     try:
         LiteRtRuntime().prepare(path, ProgramOptions()).close()
-    except MissingPackageError:
-        raise
     except ModelError as error:
         custom = [name for name in ops if name.startswith("custom:")]
         if not custom:
-            raise
+            raise ModelError(
+                f"'{path}' does not load: {error.message}",
+                "convert it again with a current exporter; this file is for another interpreter",
+            ) from error
         names = ", ".join(name.removeprefix("custom:") for name in custom)
         raise ModelError(
             f"'{path}' needs the custom operator '{names}', which LiteRT does not have: "
@@ -153,7 +154,8 @@ def _tflite_parts(model: Any, graph: Any, schema: Any) -> dict[str, object]:
     outer = {*graph.inputs, *graph.outputs}
     stored, inner = [], []
     for index, tensor in enumerate(graph.tensors):
-        held = model.buffers[tensor.buffer].data
+        known = tensor.buffer < len(model.buffers or ())  # old files name buffers they lack
+        held = model.buffers[tensor.buffer].data if known else None
         if held is not None and len(held):
             stored.append(tensor)
         elif index in made or index in outer:
@@ -191,7 +193,8 @@ def _tensor(tensor: Any, types: dict[int, str]) -> dict[str, object]:
     described = _spec(_text(tensor.name), types[tensor.type], dims)
     scale = _scale(tensor)
     if scale:
-        zero = [int(v) for v in tensor.quantization.zeroPoint]
+        points = tensor.quantization.zeroPoint
+        zero = [int(v) for v in points] if points is not None else [0] * len(scale)
         described["quantisation"] = {"scale": scale, "zero_point": zero}
     return described
 
