@@ -316,6 +316,19 @@ def test_an_image_that_is_no_bundle_is_refused(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_one_blob_under_many_paths_is_a_bomb(tmp_path):
+    image = msgspec.json.decode(pack(*sample(), tmp_path / "b").oci_manifest)
+    layer = image["layers"][-1]
+    for number in range(100):
+        title = {"org.opencontainers.image.title": f"copy/{number}"}
+        image["layers"].append({**layer, "annotations": title})
+    with pytest.raises(BundleError, match="more than 64 paths"):
+        layers(msgspec.json.encode(image))
+    image["layers"] *= 100
+    with pytest.raises(BundleError, match="expected 4096|at most"):
+        layers(msgspec.json.encode(image))
+
+
 def test_reading_stays_typed(tmp_path):
     bundle = pack(*sample(), tmp_path / "x.edgeml")
     Path(bundle.path).unlink()

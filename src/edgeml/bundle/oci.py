@@ -6,6 +6,7 @@ of the OCI image specification 1.1. Everything is encoded with sorted keys and w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -41,6 +42,8 @@ MAX_OCI_MANIFEST = 4 << 20
 MAX_MANIFEST = 16 << 20
 MAX_LAYERS = 4096
 MAX_TOTAL = 64 << 30
+#: One blob under many paths makes a small file fill a disk when it is unpacked.
+MAX_SHARED = 64
 
 LAYOUT_FILE = b'{"imageLayoutVersion":"1.0.0"}'
 
@@ -117,6 +120,9 @@ def parse_manifest(data: bytes) -> ImageManifest:
         raise BundleError(f"OCI manifest has {len(parsed.layers)} layers, expected {MAX_LAYERS}")
     for descriptor in (parsed.config, *parsed.layers):
         check_descriptor(descriptor)
+    shared = Counter(layer.digest for layer in parsed.layers)
+    if shared and max(shared.values()) > MAX_SHARED:
+        raise BundleError(f"OCI manifest has one blob under more than {MAX_SHARED} paths")
     total = sum(layer.size for layer in parsed.layers)
     if total > MAX_TOTAL:
         raise BundleError(f"OCI manifest declares {total} bytes, expected {MAX_TOTAL} at most")
