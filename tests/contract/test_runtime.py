@@ -315,3 +315,35 @@ def test_openvino_computes_in_float32_unless_told_otherwise(tmp_path):
     np.testing.assert_allclose(again.session().run(feed)["logits"], wanted, rtol=1e-4, atol=1e-5)
     with pytest.raises(UsageError, match="f99"):
         runtime.prepare(path, ProgramOptions(extra={"INFERENCE_PRECISION_HINT": "f99"}))
+
+
+def test_openvino_does_not_pin_unless_told(tmp_path):
+    """Pinned, the one-thread models of two processes share one core."""
+    path = tmp_path / "mlp.onnx"
+    onnx.save(mlp(), path)
+    runtime = get_runtime("openvino")
+    for extra, pinned in (({}, False), ({"ENABLE_CPU_PINNING": "YES"}, True)):
+        program = runtime.prepare(path, ProgramOptions(extra=extra))
+        assert program._compiled.get_property("ENABLE_CPU_PINNING") is pinned
+        assert program._compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_a_failed_run_is_one_line_and_no_log(tmp_path, capfd):
+    """The shape fits the specification, and an operation inside cannot take it."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])
+    shape = numpy_helper.from_array(np.array([2, 2], np.int64), "shape")
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])], "g", [x], [y], [shape]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    onnx.save(model, tmp_path / "reshape.onnx")
+    for name in ("onnxruntime", "openvino"):
+        session = get_runtime(name).prepare(tmp_path / "reshape.onnx", ProgramOptions()).session()
+        for wrong in (5, 3, 5, 1000):
+            with pytest.raises((RequestError, DeviceError)) as raised:
+                session.run({"x": np.zeros(wrong, np.float32)})
+            assert "\n" not in raised.value.message
+            assert session.run({"x": np.ones(4, np.float32)})["y"].tolist() == [[1, 1], [1, 1]]
+    assert capfd.readouterr().err == ""

@@ -145,7 +145,8 @@ def parse_cpu_max(text: str) -> float:
 
 def parse_cfs(quota: str, period: str) -> float:
     """Return the processors that a quota per period, both in microseconds, allows."""
-    if not quota.strip().isdigit() or not period.strip().isdigit() or int(period) == 0:
+    # isdecimal and not isdigit: int() takes no superscripts.
+    if not quota.strip().isdecimal() or not period.strip().isdecimal() or int(period) == 0:
         return math.inf  # "max" in version 2, -1 in version 1
     return int(quota) / int(period)
 
@@ -156,7 +157,7 @@ def parse_bytes(text: str) -> float:
     Version 1 writes "no limit" as the largest multiple of a page, far above any memory.
     """
     word = text.strip()
-    return float(word) if word.isdigit() and int(word) < 1 << 60 else math.inf
+    return float(word) if word.isdecimal() and int(word) < 1 << 60 else math.inf
 
 
 def _read(path: Path) -> str:

@@ -35,7 +35,9 @@ from edgeml.tensors import Array, TensorSpec, check_feed
 logger = logging.getLogger(__name__)
 
 CPU = "CPUExecutionProvider"
-_ERRORS_ONLY = 3
+#: Severities of its log. What fails on the CPU comes as an exception, which says it in one line;
+#: why another provider did not start is only in the log.
+_ERRORS, _FATAL = 3, 4
 
 _DTYPES = {
     "tensor(bool)": "bool",
@@ -72,7 +74,7 @@ def _library() -> Any:
     except ImportError as error:
         raise import_failed("onnxruntime", error) from error
     onnxruntime.disable_telemetry_events()
-    onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
+    onnxruntime.set_default_logger_severity(_ERRORS)
     return onnxruntime
 
 
@@ -210,7 +212,7 @@ def _session_options(options: ProgramOptions) -> Any:
     """
     library = _library()
     made = library.SessionOptions()
-    made.log_severity_level = _ERRORS_ONLY
+    made.log_severity_level = _FATAL if options.device in ("", CPU) else _ERRORS
     made.intra_op_num_threads = options.threads
     made.inter_op_num_threads = 1
     entries = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
