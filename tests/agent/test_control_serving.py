@@ -12,6 +12,9 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgeml.bundle import Bundle
+from edgeml.drift.reference import decode as reference_of
+from edgeml.drift.window import DriftWindow
+from edgeml.drift.window import decode as window_of
 from edgeml.messages.payloads import Ref
 from edgeml_agent.control import Observe, Probe, Quit, Revert, Settle, Stage, Switch
 from tests.support.bundles import PROFILE, make_bundle, reference
@@ -146,6 +149,33 @@ def test_windows_never_span_two_versions_and_lose_nothing(plane, bundles):
     assert windows["2.0.0"].requests == 3 and windows["2.0.0"].labelled == 0
     assert sum(windows["1.0.0"].latency) == 6
     assert not [w for w in control.ask(Observe()).windows if w.slot == slot]
+
+
+def test_every_row_reaches_the_drift_window(plane, tmp_path):
+    control, socket, _ = plane
+    path = make_bundle(tmp_path, version="3.3.3")
+    bundle = Bundle.open(path)
+    control.ask(staging(path, "drift"))
+    control.ask(Switch("drift"))
+    rng = np.random.default_rng(0)
+    connection = UnixConnection(socket)
+    sent = [rng.normal(size=(n, 4)).astype(np.float32) for n in (1, 5, 30, 3, 40, 2)]
+    for array in sent[:3]:
+        infer(connection, "drift", "x", array)
+    first = control.ask(Observe()).windows
+    for array in sent[3:]:
+        infer(connection, "drift", "x", array)
+    connection.close()
+    second = control.ask(Observe()).windows
+    from_device = DriftWindow(reference_of(bundle.read(bundle.manifest.drift)))
+    for window in (*first, *second):
+        if window.slot == "drift":
+            from_device.merge(window_of(window.drift, from_device.reference))
+    ours = DriftWindow(from_device.reference)
+    everything = np.concatenate(sent)
+    ours.add({"x": everything}, reference()({"x": everything}))
+    assert from_device.n == 81
+    np.testing.assert_array_equal(from_device.counts, ours.counts)
 
 
 def test_a_fallback_is_told_as_status_and_event(plane, tmp_path):

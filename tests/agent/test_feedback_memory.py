@@ -1,5 +1,6 @@
 """Labels that come late find their prediction, once, and are counted for who predicted."""
 
+import asyncio
 import json
 
 import numpy as np
@@ -77,13 +78,13 @@ def test_windows_hold_what_came_since_the_last_one():
     mine.answered(0.001, fallback=False)
     mine.answered(0.1, fallback=True)
     mine.failed("device")
-    first = mine.take()
+    first = asyncio.run(mine.take())
     assert (first.requests, first.fallbacks, first.errors) == (2, 1, {"device": 1})
     assert sum(first.latency) == 2 and first.seconds > 0
-    assert is_empty(mine.take())
+    assert is_empty(asyncio.run(mine.take()))
     mine.labels(3, 2)
     mine.failed("request")
-    second = mine.take()
+    second = asyncio.run(mine.take())
     assert (second.requests, second.labelled, second.correct) == (0, 3, 2)
     assert second.errors == {"request": 1} and sum(second.latency) == 0
     assert mine.errors == {"device": 1, "request": 1}, "totals stay"

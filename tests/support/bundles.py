@@ -3,6 +3,7 @@
 import numpy as np
 
 from edgeml.bundle import blob_ref, pack
+from edgeml.drift.reference import build
 from edgeml.manifest import (
     Evidence,
     EvidenceState,
@@ -43,6 +44,7 @@ def make_bundle(
     wrong_golden=(),
     broken=(),
     packed=False,
+    drift=True,
 ):
     """Make a bundle and return its path.
 
@@ -57,6 +59,7 @@ def make_bundle(
         wrong_golden: Recipes (``main``, ``fp32``) whose recorded outputs are wrong.
         broken: Recipes whose file is not a model.
         packed: Whether to make one file instead of a folder.
+        drift: Whether it holds a drift reference (of standard normal inputs).
     """
     model = mlp(seed=seed) if kind == "mlp" else cnn(seed=seed)
     shape, outputs = ((4,), ("y", 3)) if kind == "mlp" else ((1, 8, 8), ("logits", 10))
@@ -89,6 +92,9 @@ def make_bundle(
                 golden=blob_ref(f"golden/{recipe}.npz", files[f"golden/{recipe}.npz"]),
             )
         )
+    if drift:
+        seen = {tensor: rng.normal(size=(200, *shape)).astype(np.float32)}
+        files["drift.bin"] = build(seen, _run(model, seen)).encode()
     manifest = Manifest(
         name=name,
         version=version,
@@ -98,6 +104,7 @@ def make_bundle(
         lineage=Lineage("test.onnx", "sha256:" + "0" * 64, "", seed, {}, {}),
         labels=tuple(f"class{i}" for i in range(outputs[1])),
         golden=blob_ref("golden/inputs.npz", files["golden/inputs.npz"]),
+        drift=blob_ref("drift.bin", files["drift.bin"]) if drift else None,
     )
     out = folder / f"{name}-{version}{'.edgeml' if packed else ''}"
     pack(manifest, files, out)

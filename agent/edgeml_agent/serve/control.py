@@ -98,7 +98,7 @@ class ControlServer:
             elif isinstance(request, Probe):
                 await slots.probe(request.slot)
             elif isinstance(request, Observe):
-                return slots.observe()
+                return await slots.observe()
         except GoldenError as error:
             return Reply(False, error.message, "golden", slots.status())
         except StateError as error:

@@ -72,6 +72,8 @@ class Engine:
                 else:
                     counts.answered(time.perf_counter() - item.arrived, generation.on_fallback)
                     slot.memory.keep(request_id, counts, outcome, generation.manifest.labels)
+                    if counts.drift is not None:
+                        counts.drift.add(feed, outcome)
                 done(generation, request_id, outcome)
 
             item = Item(feed, time.perf_counter() + seconds, finish)

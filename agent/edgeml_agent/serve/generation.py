@@ -9,11 +9,12 @@ from pathlib import Path
 from edgeml.bundle import Bundle
 from edgeml.errors import BundleError, EdgemlError
 from edgeml.manifest import Manifest
-from edgeml_agent.control import SlotStatus, Stage, Window
+from edgeml_agent.control import SlotStatus, Stage
 from edgeml_agent.serve.batcher import Batcher
 from edgeml_agent.serve.fallback import Chain, Note
 from edgeml_agent.serve.model import Model, OpenedVariant, Plan
 from edgeml_agent.serve.settings import Settings
+from edgeml_agent.serve.watch import DriftFeed
 from edgeml_agent.serve.window import Counts
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Generation:
         manifest: Manifest,
         chain: Chain[OpenedVariant],
         batcher: Batcher,
+        drift: DriftFeed | None,
     ) -> None:
         """Start answering, and looking after the fallback."""
         self.slot = request.slot
@@ -52,7 +54,7 @@ class Generation:
         self.manifest = manifest
         self.chain = chain
         self.batcher = batcher
-        self.counts = Counts(request.slot, request.ref)
+        self.counts = Counts(request.slot, request.ref, drift)
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
 
     @property
@@ -70,10 +72,6 @@ class Generation:
             requests=self.counts.requests,
             errors=dict(self.counts.errors),
         )
-
-    def take_window(self) -> Window:
-        """Return what was counted since the last time."""
-        return self.counts.take()
 
     async def close(self) -> None:
         """Answer what is queued, then give everything back."""
@@ -111,7 +109,7 @@ async def load(
         GoldenError: It runs, and gives wrong answers.
         EdgemlError: It does not load here.
     """
-    manifest, chain, plan = await asyncio.to_thread(_load, request, settings, cache, note)
+    model, chain, plan = await asyncio.to_thread(_load, request, settings, cache, note)
     batcher = Batcher(
         loop,
         chain.run,
@@ -122,15 +120,16 @@ async def load(
     )
     logger.info(
         "%s %s: variant %s on %s, batch %d, %.3f ms, %s",
-        manifest.name, manifest.version, chain.variant.id, chain.placement,
+        model.manifest.name, model.manifest.version, chain.variant.id, chain.placement,
         plan.batch, plan.seconds * 1e3, "inline" if batcher.inline else "on a thread",
     )  # fmt: skip
-    return Generation(request, manifest, chain, batcher)
+    drift = DriftFeed(model.drift, loop) if model.drift is not None else None
+    return Generation(request, model.manifest, chain, batcher, drift)
 
 
 def _load(
     request: Stage, settings: Settings, cache: Path, note: Note
-) -> tuple[Manifest, Chain[OpenedVariant], Plan]:
+) -> tuple[Model, Chain[OpenedVariant], Plan]:
     bundle = Bundle.open(Path(request.bundle))
     manifest = bundle.manifest
     got = (manifest.name, manifest.version, bundle.digest)
@@ -150,4 +149,4 @@ def _load(
     except EdgemlError:
         chain.close()
         raise
-    return manifest, chain, plan
+    return model, chain, plan

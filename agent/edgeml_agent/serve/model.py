@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from edgeml.bundle import Bundle
+from edgeml.drift.reference import DriftReference, decode
 from edgeml.errors import BundleError, DeviceError, EdgemlError, UsageError
 from edgeml.manifest import Manifest, Tolerance, Variant
 from edgeml.runtime import get_runtime
@@ -91,6 +92,9 @@ class Model:
         self._golden = load_arrays(bundle.read(manifest.golden)) if manifest.golden else {}
         self._recorded = {v.id: load_arrays(bundle.read(v.golden)) for v in self.variants
                           if v.golden and bundle.has(v.golden)}  # fmt: skip
+        self.drift: DriftReference | None = None
+        if manifest.drift is not None and bundle.has(manifest.drift):
+            self.drift = decode(bundle.read(manifest.drift))
         # All of them now: when a fallback is needed, the disk may be full.
         self._folders: dict[str, Path | EdgemlError] = {}
         for variant in self.variants:

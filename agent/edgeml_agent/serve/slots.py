@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 
 from edgeml.errors import EdgemlError
-from edgeml_agent.control import Reply, SlotStatus, Stage, Window
+from edgeml_agent.control import Reply, SlotStatus, Stage
 from edgeml_agent.serve.feedback import Memory
 from edgeml_agent.serve.files import purge
 from edgeml_agent.serve.generation import Generation, load
@@ -171,7 +171,7 @@ class Slots:
             if slot.serving is not None
         }
 
-    def observe(self) -> Reply:
+    async def observe(self) -> Reply:
         """Hand over counts and events since the last time."""
         live = [
             generation
@@ -179,8 +179,8 @@ class Slots:
             for generation in (slot.serving, slot.old)
             if generation is not None
         ]
-        windows: list[Window] = [generation.take_window() for generation in live]
-        windows += [counts.take() for counts in self._retired]
+        counted = [generation.counts for generation in live] + list(self._retired)
+        windows = [await counts.take() for counts in counted]
         events, self._events = tuple(self._events), deque(maxlen=_EVENTS)
         told = tuple(window for window in windows if not is_empty(window))
         return Reply(True, slots=self.status(), windows=told, events=events)

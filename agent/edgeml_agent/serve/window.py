@@ -7,6 +7,7 @@ import time
 from edgeml.messages.payloads import Ref
 from edgeml.stats.buckets import LatencyHistogram
 from edgeml_agent.control import Window
+from edgeml_agent.serve.watch import DriftFeed
 
 
 class Counts:
@@ -22,10 +23,12 @@ class Counts:
         labelled: Labels that came for predictions of this version.
         correct: How many of them agreed.
         last: Unix seconds of the last answer; 0 for never.
+        drift: What watches its inputs and outputs; None without a drift reference.
     """
 
-    def __init__(self, slot: str, ref: Ref) -> None:
+    def __init__(self, slot: str, ref: Ref, drift: DriftFeed | None = None) -> None:
         """Start at zero."""
+        self.drift = drift
         self.slot = slot
         self.ref = ref
         self.requests = 0
@@ -54,8 +57,9 @@ class Counts:
         self.labelled += labelled
         self.correct += correct
 
-    def take(self, drift: bytes = b"") -> Window:
+    async def take(self) -> Window:
         """Return what was counted since the last ``take``."""
+        drift = await self.drift.take() if self.drift is not None else b""
         now = time.monotonic()
         total = Window(
             self.slot,
