@@ -98,7 +98,7 @@ def test_rules_for_operators():
         (facts(isa=("avx2", "vnni"), accelerators=("intel-gpu",)), "cpu-x86-64"),
         (facts("aarch64", isa=("neon",)), "cpu-arm64"),
         (facts("armv7l", isa=("neon",)), "cpu-armv7"),
-        (facts(runtimes={"litert": "2"}), "tpu-lite-generic"),
+        (facts("armv7l"), "tpu-lite-generic"),
     ],
 )
 def test_best(given, expected, monkeypatch):
