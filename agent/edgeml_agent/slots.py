@@ -148,9 +148,10 @@ class BundleStore:
         if not path.exists():
             raise DamagedBlobError(f"blob {digest} is missing")
         if (size is not None and path.stat().st_size != size) or sha256_file(path) != digest:
-            for copy in [path, *self._bundles.glob(f"*/blobs/sha256/{path.name}")]:
-                if copy.samefile(path):
-                    copy.unlink()
+            copies = self._bundles.glob(f"*/blobs/sha256/{path.name}")
+            for copy in [copy for copy in copies if copy.samefile(path)]:
+                copy.unlink()
+            path.unlink()
             raise DamagedBlobError(f"blob {digest} is damaged on the disk")
 
     def assemble(self, ref: Ref) -> None:

@@ -32,7 +32,6 @@ from edgeml.messages.payloads import (
     decode,
     encode,
 )
-from edgeml.tensors import TensorSpec
 from edgeml.trust import bundle_target
 from edgeml.trust.desired import sign
 from edgeml.trust.repository import TrustRepository
@@ -216,5 +215,3 @@ class Fleetlet:
             return msgspec.structs.replace(reply, error="not_found")
         piece = data[request.offset : request.offset + request.length]
         return msgspec.structs.replace(reply, total=len(data), data=piece)
-
-

@@ -54,9 +54,7 @@ def answer(request):
         if "-trial" in serving[slot]["version"]:
             os._exit(8)
     elif kind == "observe":
-        window = [
-            {"slot": s, "ref": r, "seconds": 1.0, "requests": 1} for s, r in serving.items()
-        ]
+        window = [{"slot": s, "ref": r, "seconds": 1.0, "requests": 1} for s, r in serving.items()]
         return {"ok": True, "windows": window}
     return {"ok": True}
 
