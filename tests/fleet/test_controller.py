@@ -33,7 +33,9 @@ def finished(fleet, rollout, seconds=60):
 
 def first(fleet, version="1.0.0"):
     fleet.push(version)
-    assert finished(fleet, fleet.deploy(version, strategy="all-at-once", gates=QUICK)).state == "done"
+    assert (
+        finished(fleet, fleet.deploy(version, strategy="all-at-once", gates=QUICK)).state == "done"
+    )
 
 
 def test_a_good_version_reaches_everybody(fleet):
@@ -116,7 +118,7 @@ def test_an_offline_canary_never_gets_what_was_rolled_back(fleet):
 def test_offline_devices_do_not_block_and_catch_up(fleet):
     first(fleet)
     fleet.push("2.0.0")
-    late = [d for d in fleet.services.preview(RolloutRequest("kws", "2.0.0", id="x1")).waves[1]][0]
+    late = fleet.services.preview(RolloutRequest("kws", "2.0.0", id="x1")).waves[1][0]
     fleet.broker.cut(late)
     assert finished(fleet, fleet.deploy("2.0.0", id="x1", gates=QUICK)).state == "done"
     assert fleet.versions()[late] == "1.0.0"

@@ -59,8 +59,13 @@ class Shell:
         return m.Issued(0.0, device, self.generation[device], way, before)
 
     def report(self, device, outcome="committed", ref=NEW):
-        slot = SlotReport("idle", active=ref, last_verified=ref,
-                          attempted=self.generation[device], outcome=outcome)
+        slot = SlotReport(
+            "idle",
+            active=ref,
+            last_verified=ref,
+            attempted=self.generation[device],
+            outcome=outcome,
+        )
         self.feed(m.DeviceReported(0.0, device, self.generation[device], slot))
 
 
@@ -139,8 +144,13 @@ def test_a_device_that_was_unknown_when_it_was_told():
 def test_allowed_is_what_changes_something():
     for state in m.State:
         base = msgspec.structs.replace(make([["a"]]), state=state)
-        events = {"start": m.Start(1.0), "pause": m.Pause(1.0), "resume": m.Resume(1.0),
-                  "abort": m.Abort(1.0), "rollback": m.RollBack(1.0)}
+        events = {
+            "start": m.Start(1.0),
+            "pause": m.Pause(1.0),
+            "resume": m.Resume(1.0),
+            "abort": m.Abort(1.0),
+            "rollback": m.RollBack(1.0),
+        }
         for name, event in events.items():
             assert (m.step(base, event)[0] != base) == (name in m.allowed(state)), (state, name)
 
@@ -175,10 +185,16 @@ class Fleet(RuleBasedStateMachine):
         good = works or back
         if good:
             self.held[d] = self.last[d] = ref
-        trying = SlotReport("fetch", active=self.held[d], last_verified=self.last[d],
-                            attempted=generation)
-        ended = SlotReport("idle", active=self.held[d], last_verified=self.last[d],
-                           attempted=generation, outcome="committed" if good else "rolled_back")
+        trying = SlotReport(
+            "fetch", active=self.held[d], last_verified=self.last[d], attempted=generation
+        )
+        ended = SlotReport(
+            "idle",
+            active=self.held[d],
+            last_verified=self.last[d],
+            attempted=generation,
+            outcome="committed" if good else "rolled_back",
+        )
         self.wire += [(d, generation, trying), (d, generation, ended)]
 
     @rule(seed=st.integers(0, 1000), double=st.booleans(), lose=st.booleans())
@@ -227,8 +243,13 @@ class Fleet(RuleBasedStateMachine):
         for device in range(6):
             self.obey(device, True)
         for d in self.held:
-            slot = SlotReport("idle", active=self.held[d], last_verified=self.last[d],
-                              attempted=self.seen[d], outcome="committed")
+            slot = SlotReport(
+                "idle",
+                active=self.held[d],
+                last_verified=self.last[d],
+                attempted=self.seen[d],
+                outcome="committed",
+            )
             self.shell.feed(m.DeviceReported(self.now, d, self.seen[d], slot))
         self.shell.feed(m.Tick(self.now, (), frozenset(self.held)))
         if self.shell.quarantined:

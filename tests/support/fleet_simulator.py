@@ -64,12 +64,12 @@ class SimDevice:
         self.sent = collections.Counter()  # version -> requests of all windows
         self.health = "ok"
         will = Will(self._up("state"), encode(State(name, boot, False)))
-        self.link = MemoryLink(fleet.broker, name, will)
-        self.link.subscribe(topics.all_down(FLEET, name), self.receive)
+        self.link = fleet.device_link(name, will)
+        self.link.subscribe(topics.all_down(fleet.name, name), self.receive)
         self.link.on_connection(lambda up: up and self.announce())
 
     def _up(self, kind):
-        return topics.up(FLEET, self.name, kind)
+        return topics.up(self.fleet.name, self.name, kind)
 
     def announce(self):
         facts = DeviceFacts("x86_64", "Linux")
@@ -82,8 +82,14 @@ class SimDevice:
 
     def report(self):
         self.sequence += 1
-        said = Reported(self.name, self.boot, self.sequence, self.generation, dict(self.slots),
-                        health=self.health)
+        said = Reported(
+            self.name,
+            self.boot,
+            self.sequence,
+            self.generation,
+            dict(self.slots),
+            health=self.health,
+        )
         self.link.publish(self._up("reported"), encode(said), retain=True)
 
     def receive(self, message):
@@ -97,8 +103,14 @@ class SimDevice:
                 self.announce()
         elif address.kind == "desired":
             try:
-                wanted = verify(message.payload, self.fleet.keys, fleet=FLEET, device=self.name,
-                                seen=self.generation, now=None)
+                wanted = verify(
+                    message.payload,
+                    self.fleet.keys,
+                    fleet=self.fleet.name,
+                    device=self.name,
+                    seen=self.generation,
+                    now=None,
+                )
             except NotTrustedError:
                 return  # the network delivered an older one late
             if wanted is not None:
@@ -120,18 +132,28 @@ class SimDevice:
     def take(self, slot, ref):
         held = self.slots.get(slot, SlotReport("idle"))
         assert ref.digest not in self.quarantined, "told to run what is quarantined"
-        trying = msgspec.structs.replace(held, phase="fetch", candidate=ref,
-                                         attempted=self.generation, outcome="")
+        trying = msgspec.structs.replace(
+            held, phase="fetch", candidate=ref, attempted=self.generation, outcome=""
+        )
         self.slots[slot] = trying
         self.report()
         if held.last_verified == ref or self.fleet.installs(self.name, ref):
-            self.slots[slot] = SlotReport("idle", active=ref, last_verified=ref,
-                                          attempted=self.generation, outcome="committed")
+            self.slots[slot] = SlotReport(
+                "idle",
+                active=ref,
+                last_verified=ref,
+                attempted=self.generation,
+                outcome="committed",
+            )
         else:
-            self.slots[slot] = SlotReport("idle", active=held.active,
-                                          last_verified=held.last_verified,
-                                          attempted=self.generation, outcome="rolled_back",
-                                          detail="golden samples differ")
+            self.slots[slot] = SlotReport(
+                "idle",
+                active=held.active,
+                last_verified=held.last_verified,
+                attempted=self.generation,
+                outcome="rolled_back",
+                detail="golden samples differ",
+            )
 
     def serve(self, requests=10, labelled=10, errors=0):
         """Answer requests of one window with what is active, and keep the counts until acked."""
@@ -141,9 +163,22 @@ class SimDevice:
             self.sequence += 1
             self.sent[held.active.version] += requests
             right = round(labelled * self.fleet.accuracy(held.active))
-            self.outbox[self.sequence] = encode(Telemetry(
-                self.name, self.boot, self.sequence, slot, held.active, 0.0, 0.0, 0.5,
-                requests, {"timeout": errors} if errors else {}, labelled=labelled, correct=right))
+            self.outbox[self.sequence] = encode(
+                Telemetry(
+                    self.name,
+                    self.boot,
+                    self.sequence,
+                    slot,
+                    held.active,
+                    0.0,
+                    0.0,
+                    0.5,
+                    requests,
+                    {"timeout": errors} if errors else {},
+                    labelled=labelled,
+                    correct=right,
+                )
+            )
         self.flush()
 
     def flush(self):
@@ -163,6 +198,8 @@ class SimDevice:
 
 class SimFleet:
     """Controller, store, registry and devices over one broker in memory."""
+
+    name = FLEET
 
     def __init__(self, folder, devices=4, faults=None, seed=0):
         self.folder = folder
@@ -187,16 +224,25 @@ class SimFleet:
         link = MemoryLink(self.broker, f"fleet-{random.getrandbits(32):x}")
         self.registry = Registry(self.folder / "registry", self.trust)
         self.blocks = BlockServer(link, self.registry, self.trust.metadata)
-        self.controller = Controller(FLEET, self.store, link, self.trust.director_signer,
-                                     self.blocks, clock=self.clock)
-        self.services = Services(self.store, self.controller, self.registry,
-                                 lambda: self.trust.root_bytes, ("127.0.0.1", 1883))
+        self.controller = Controller(
+            FLEET, self.store, link, self.trust.director_signer, self.blocks, clock=self.clock
+        )
+        self.services = Services(
+            self.store,
+            self.controller,
+            self.registry,
+            lambda: self.trust.root_bytes,
+            ("127.0.0.1", 1883),
+        )
         self.link = link
         link.open()
 
     def close(self):
         self.link.close()
         self.store.close()
+
+    def device_link(self, name, will):
+        return MemoryLink(self.broker, name, will)
 
     def installs(self, _device, ref):
         return ref.version not in self.bad_installs
