@@ -168,3 +168,20 @@ def test_fixed_shapes_reach_the_outputs():
     assert [s[2][0] for s in signature(result.model)] == [5, 5]
     with pytest.raises(ModelError, match="got 0, expected 1 or more"):
         load("passes", "fix_batch")(batch=0).run(cnn(), PassContext())
+
+
+def test_an_upgrade_that_cannot_be_compared_says_so():
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"], name="pick")],
+        "pick",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", "m"])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.array([-1, 7]), "shape")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    upgrade = load("passes", "upgrade_opset")()
+    assert "not compared" in upgrade.run(model, PassContext()).notes[-1]
+    given = PassContext({"x": np.ones((4, 7), np.float32)})
+    assert "outputs equal" in upgrade.run(model, given).notes[-1]
+    with pytest.raises(ModelError, match="does not run on the data"):
+        upgrade.run(model, PassContext({"x": np.ones((4, 5), np.float32)}))
