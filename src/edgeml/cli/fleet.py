@@ -161,7 +161,13 @@ def device(client: FleetClient, name: str, as_json: bool) -> None:
 
 
 @group.command()
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1000),
+    default=50,
+    show_default=True,
+    help="How many.",
+)
 @click.option("--device", "name", default="", help="Only of this device.")
 @json_option
 @connected
