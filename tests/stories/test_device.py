@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -20,11 +21,12 @@ from tests.support.bundles import make_bundle, reference
 from tests.support.fleetlet import Fleetlet
 
 X = np.random.default_rng(5).normal(size=(2, 4)).astype(np.float32)
+AGENT = [sys.executable, "-c", "from edgeml_agent.cli import main; main()"]
 
 
 def agent(*words, check=True):
     done = subprocess.run(
-        [sys.executable, "-c", "from edgeml_agent.cli import main; main()", *map(str, words)],
+        [*AGENT, *map(str, words)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -60,8 +62,7 @@ class Device:
         self.config.write_text(text + "\n[telemetry]\nwindow_seconds = 0.5\n")
         with (folder / "agent.log").open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from edgeml_agent.cli import main; main()", "run"]
-                + ["--config", str(self.config), "--log", "json"],
+                [*AGENT, "run", "--config", str(self.config), "--log", "json"],
                 stderr=log,
             )
 
@@ -82,8 +83,7 @@ class Device:
 
     def plane_pid(self):
         listing = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-        with open(listing) as stream:
-            return int(stream.read().split()[0])
+        return int(Path(listing).read_text().split()[0])
 
     def close(self):
         self.process.send_signal(signal.SIGTERM)

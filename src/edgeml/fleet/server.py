@@ -78,6 +78,7 @@ class Ready(msgspec.Struct, frozen=True):
         user: Name of the first admin.
         password: Its password, only at the first start; empty later.
         token_file: Where the token for the command line is.
+        broker: Which broker was started; empty when it was there already.
     """
 
     url: str
@@ -85,6 +86,7 @@ class Ready(msgspec.Struct, frozen=True):
     user: str
     password: str
     token_file: str
+    broker: str = ""
 
 
 class Fleet:
@@ -138,6 +140,11 @@ class Fleet:
             self.password = auth.first_admin(db, data / TOKEN_FILE, now)
         self._stopping = threading.Event()
         self._refresher = threading.Thread(target=self._refresh, name="fleet-trust", daemon=True)
+
+    @property
+    def broker(self) -> str:
+        """Kind of the embedded broker; empty without one."""
+        return self._broker.kind if self._broker is not None else ""
 
     def start(self) -> None:
         """Start the broker, connect and work.
@@ -205,6 +212,7 @@ def serve(settings: Settings, ready: Callable[[Ready], None]) -> None:
                 user=auth.ADMIN,
                 password=fleet.password,
                 token_file=str(settings.data / TOKEN_FILE),
+                broker=fleet.broker,
             )
         )
         _Server(config, fleet.services).run(sockets=[listener])

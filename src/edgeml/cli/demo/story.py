@@ -256,6 +256,7 @@ class Demo:
 
 def _evidence(detail: RolloutDetail) -> list[str]:
     """Return what the gates said last, one line each."""
-    judged = [d for d in detail.decisions if d.verdicts]
-    verdicts = judged[-1].verdicts if judged else detail.verdicts
-    return [f"gate {v.gate}: {v.state}, {'; '.join(v.reasons)}" for v in verdicts]
+    judged = [d.verdicts for d in detail.decisions if d.verdicts] or [detail.verdicts]
+    # The canary's verdicts tell most: later waves have nobody left to be compared with.
+    chosen = judged[0] if detail.row.state == "done" else judged[-1]
+    return [f"gate {v.gate}: {v.state}, {'; '.join(v.reasons)}" for v in chosen]
