@@ -32,6 +32,24 @@ def _run(model, feed):
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))
 
 
+def _variant(profile, recipe, files, inputs, outputs):
+    entry, golden = f"variants/{recipe}/model.onnx", f"golden/{recipe}.npz"
+    return Variant(
+        id=f"{profile}.onnxruntime.{recipe}",
+        profile=profile,
+        runtime="onnxruntime",
+        precision="fp32",
+        recipe=recipe,
+        files=(blob_ref(entry, files[entry]),),
+        entry=entry,
+        inputs=tuple(map(binding_identity, inputs)),
+        outputs=tuple(map(binding_identity, outputs)),
+        evidence=Evidence(EvidenceState.CHECKED, "tests"),
+        tolerance=Tolerance(atol=1e-4, rtol=1e-3),
+        golden=blob_ref(golden, files[golden]),
+    )
+
+
 def make_bundle(
     folder,
     name="demo",
@@ -72,26 +90,11 @@ def make_bundle(
     files = {"golden/inputs.npz": save_arrays(golden)}
     variants = []
     for recipe in ("main", "fp32") if fallback else ("main",):
-        entry = f"variants/{recipe}/model.onnx"
-        files[entry] = b"not a model" if recipe in broken else model.SerializeToString()
+        data = b"not a model" if recipe in broken else model.SerializeToString()
         outs = {k: v + 1 for k, v in recorded.items()} if recipe in wrong_golden else recorded
+        files[f"variants/{recipe}/model.onnx"] = data
         files[f"golden/{recipe}.npz"] = save_arrays(outs)
-        variants.append(
-            Variant(
-                id=f"{profile}.onnxruntime.{recipe}",
-                profile=profile,
-                runtime="onnxruntime",
-                precision="fp32",
-                recipe=recipe,
-                files=(blob_ref(entry, files[entry]),),
-                entry=entry,
-                inputs=tuple(map(binding_identity, public_in)),
-                outputs=tuple(map(binding_identity, public_out)),
-                evidence=Evidence(EvidenceState.CHECKED, "tests"),
-                tolerance=Tolerance(atol=1e-4, rtol=1e-3),
-                golden=blob_ref(f"golden/{recipe}.npz", files[f"golden/{recipe}.npz"]),
-            )
-        )
+        variants.append(_variant(profile, recipe, files, public_in, public_out))
     if drift:
         seen = {tensor: rng.normal(size=(200, *shape)).astype(np.float32)}
         files["drift.bin"] = build(seen, _run(model, seen)).encode()

@@ -51,6 +51,7 @@ class _Text:
         self._lines: dict[str, list[str]] = {name: [] for name in METRICS}
 
     def add(self, metric: str, labels: Labels, value: float, suffix: str = "") -> None:
+        """Add a sample."""
         pairs = ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items())
         shown = f"{{{pairs}}}" if pairs else ""
         self._lines[metric].append(f"{metric}{suffix}{shown} {_number(value)}\n")
@@ -58,6 +59,7 @@ class _Text:
     def histogram(
         self, metric: str, labels: Labels, steps: Iterable[tuple[float, int]], n: int, total: float
     ) -> None:
+        """Add the samples of a histogram."""
         for bound, cumulative in steps:
             self.add(metric, {**labels, "le": _number(bound)}, cumulative, "_bucket")
         self.add(metric, {**labels, "le": "+Inf"}, n, "_bucket")
@@ -65,6 +67,7 @@ class _Text:
         self.add(metric, labels, n, "_count")
 
     def text(self) -> bytes:
+        """Return the page."""
         parts: list[str] = []
         for name, lines in self._lines.items():
             kind, words = METRICS[name]
