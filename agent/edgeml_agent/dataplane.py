@@ -71,6 +71,11 @@ class DataPlane:
         return self._socket is not None and self.alive
 
     @property
+    def busy(self) -> bool:
+        """Whether it is being asked something now."""
+        return self._lock.locked()
+
+    @property
     def pid(self) -> int:
         """The process's id; 0 when there is none."""
         return self._process.pid if self._process is not None else 0
@@ -144,7 +149,7 @@ class DataPlane:
 
     def stop(self, grace: float = 5.0) -> None:
         """Ask it to finish what is in flight; kill it when it does not end in time."""
-        if self.alive:
+        if self.alive and not self.busy:
             with contextlib.suppress(PlaneGoneError):
                 self.ask(Quit(), timeout=grace)
             if self._process is not None:

@@ -73,6 +73,11 @@ class Keeper:
         return self._crashes
 
     @property
+    def busy(self) -> bool:
+        """Whether the data plane is being asked something now, such as to load a model."""
+        return self._plane.busy
+
+    @property
     def pid(self) -> int:
         """Process id of the data plane."""
         return self._plane.pid
@@ -84,12 +89,13 @@ class Keeper:
             self._crashed(now)
         if not self._started and now >= self._next_start:
             self._start()
-        if self._ready.is_set() and now >= self._next_load:
+        if self.ready and now - self._started > _HEALTHY:
+            self._crashes = 0
+        if self.ready and now >= self._next_load and not self.busy:
             self._reconcile(now)
 
     def _crashed(self, now: float) -> None:
-        healthy = now - self._started > _HEALTHY
-        self._crashes = 1 if healthy else self._crashes + 1
+        self._crashes += 1
         pause = min(_BACKOFF[1], _BACKOFF[0] * 2.0 ** (self._crashes - 1))
         code = self._plane.exit_code
         self._ready.clear()

@@ -145,8 +145,8 @@ class Collector:
         self._next = time.monotonic() + seconds
 
     def tick(self) -> None:
-        """Collect when a window is over."""
-        if time.monotonic() >= self._next:
+        """Collect when a window is over; later while the data plane is busy loading a model."""
+        if time.monotonic() >= self._next and not self._keeper.busy:
             self._next = time.monotonic() + self._seconds
             self.collect()
 

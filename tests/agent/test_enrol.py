@@ -1,5 +1,7 @@
 """From an enrolment file to a configured agent."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -26,7 +28,7 @@ def test_it_writes_what_run_reads(tmp_path, roots):
     assert found == config.load(tmp_path / "d" / "agent.toml", {})
     assert (found.device, found.fleet, found.tags) == ("dev1", "plant", {"a": "b c"})
     assert found.serve.http == "127.0.0.1:0"
-    assert open(found.root).read() == roots[0]
+    assert Path(found.root).read_text() == roots[0]
     assert (tmp_path / "d").stat().st_mode & 0o077 == 0
 
 

@@ -188,7 +188,7 @@ def test_the_window_is_kept(tmp_path):
     assert (tmp_path / "b").read_bytes() == big
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_any_weather(tmp_path_factory, seed):
     folder = tmp_path_factory.mktemp("weather")

@@ -1,7 +1,8 @@
-"""The real supervisor in a process of its own, a real broker, and a data plane that runs nothing."""
+"""The real supervisor in its own process, a real broker, and a data plane that runs nothing."""
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -73,9 +74,8 @@ def world(tmp_path, forks, mosquitto):
 
 def plane_pid(world):
     """Process id of the data plane of the agent."""
-    children = f"/proc/{world.pid}/task/{world.pid}/children"
-    with open(children) as stream:
-        return int(stream.read().split()[0])
+    children = Path(f"/proc/{world.pid}/task/{world.pid}/children")
+    return int(children.read_text().split()[0])
 
 
 def test_two_good_versions_and_a_bad_one(world):

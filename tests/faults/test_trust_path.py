@@ -33,10 +33,8 @@ def test_orders_that_are_not_true_change_nothing(world):
     first = world.install()
     second = world.add("2.0.0")
     good = fleet.envelope(second, 9)
-    rng = random.Random(1)
-    false = [
-        bytes([*good[:i], good[i] ^ 1, *good[i + 1 :]]) for i in rng.sample(range(len(good)), 6)
-    ]
+    places = random.Random(1).sample(range(len(good)), 6)
+    false = [bytes([*good[:i], good[i] ^ 1, *good[i + 1 :]]) for i in places]
     false.append(sign(_order(second, generation=9), CryptoSigner.generate_ed25519()))
     false.append(sign(_order(second, device="other", generation=9), fleet.trust.director_signer))
     false.append(sign(_order(second, generation=0), fleet.trust.director_signer))

@@ -167,7 +167,7 @@ def _watch_state_file(note):
     fsync, rename = os.fsync, os.rename
 
     def watched_fsync(handle):
-        if os.readlink(f"/proc/self/fd/{handle}").endswith(".state.json.new"):
+        if str(Path(f"/proc/self/fd/{handle}").readlink()).endswith(".state.json.new"):
             note("written")
         fsync(handle)
 

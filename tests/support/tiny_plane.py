@@ -1,6 +1,7 @@
 """A data plane without a runtime, for tests of the supervisor: starts in a few milliseconds.
 
-``python tiny_plane.py SOCKET JOURNAL``; the journal gets one line per version that it serves. What a version does is in its name: ``-golden`` fails its golden
+``python tiny_plane.py SOCKET JOURNAL``; the journal gets a line for each version that it serves.
+What a version does is in its name: ``-golden`` fails its golden
 samples, ``-load`` does not load, ``-crash`` ends the process when it is staged, ``-trial`` ends it
 in the trial, ``-errors`` answers most requests with an error. It ends when the supervisor hangs up.
 """
@@ -9,6 +10,7 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 
 serving, staged, old = {}, {}, {}
 
@@ -26,7 +28,7 @@ def answer(request):
     slot, kind = request.get("slot"), request["type"]
     version = request.get("ref", {}).get("version", "")
     if kind == "stage":
-        assert os.path.isfile(os.path.join(request["bundle"], "index.json")), request["bundle"]
+        assert Path(request["bundle"], "index.json").is_file(), request["bundle"]
         if "-crash" in version:
             os._exit(7)
         for reason in ("golden", "load"):
@@ -39,7 +41,7 @@ def answer(request):
         if slot in serving:
             old[slot] = serving[slot]
         serving[slot] = staged.pop(slot)
-        with open(sys.argv[2], "a") as journal:
+        with Path(sys.argv[2]).open("a") as journal:
             journal.write(serving[slot]["version"] + "\n")
     elif kind == "settle":
         old.pop(slot, None)
