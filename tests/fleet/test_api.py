@@ -9,7 +9,9 @@ import pytest
 from edgeml.cli.group import LazyGroup, run
 from edgeml.cli.table import COMMANDS
 from edgeml.errors import NotTrustedError, UnreachableError, UsageError
+from edgeml.fleet import auth
 from edgeml.fleet.client import FleetClient
+from edgeml.fleet.store import Store
 from edgeml.fleet.views import RolloutRequest
 from edgeml.messages.enrolment import decode_enrolment
 from tests.support.fleet_server import MqttDevices, fleet_server
@@ -124,6 +126,35 @@ def test_a_browser_logs_in_and_out(server):
     assert call(server, "GET", "/api/v1/health", headers=held)[0] == 200
     assert call(server, "POST", "/api/v1/logout", headers=held)[0] == 204
     assert call(server, "GET", "/api/v1/health", headers=held)[0] == 401
+
+
+def test_a_viewer_looks_and_changes_nothing(server):
+    store = Store.at(server.data / "fleet.db")
+    with store.write() as db:
+        auth.add_user(db, "guest", "secret", "viewer", 1.0)
+    store.close()
+    _, _, body = call(server, "POST", "/api/v1/login", {"user": "guest", "password": "secret"})
+    guest = FleetClient(server.url, json.loads(body)["token"])
+    assert guest.devices()
+    for change in (
+        lambda: guest.create(RolloutRequest("kws", "1.0.0")),
+        lambda: guest.control("x", "abort", ""),
+        lambda: guest.push(server.bundle),
+        lambda: guest.set_alias("kws", "prod", "1.0.0"),
+        lambda: guest.enrol("x", "auto", {}),
+    ):
+        with pytest.raises(NotTrustedError, match="not change"):
+            change()
+
+
+def test_one_server_per_folder(server, capsys):
+    command = LazyGroup(COMMANDS, name="edgeml")
+    words = ["fleet", "serve", "--data", str(server.data), "--http", "127.0.0.1:0"]
+    assert run(command, words) == 2
+    assert "another server runs" in capsys.readouterr().err
+    port = server.url.rpartition(":")[2]
+    assert run(command, ["fleet", "serve", "--http", f"127.0.0.1:{port}"]) == 2
+    assert "cannot listen" in capsys.readouterr().err
 
 
 def test_guessing_is_slowed_down(server):

@@ -141,6 +141,19 @@ def test_a_device_that_was_unknown_when_it_was_told():
     assert shell.desired["a"] == (2, OLD[2])
 
 
+def test_a_device_without_an_earlier_version_does_not_hold_the_slot_for_ever():
+    shell = Shell([["a"]])
+    shell.verified["a"] = None
+    shell.feed(m.Start(1.0))
+    shell.report("a")
+    shell.feed(m.RollBack(2.0))
+    shell.report("a", outcome="refused")  # accepted the order, and still runs it
+    assert shell.rollout.state is m.State.ROLLED_BACK
+    assert shell.rollout.parts["a"].stranded
+    assert not shell.rollout.parts["a"].restored
+    assert shell.notes[-1].kind == "stranded"
+
+
 def test_allowed_is_what_changes_something():
     for state in m.State:
         base = msgspec.structs.replace(make([["a"]]), state=state)

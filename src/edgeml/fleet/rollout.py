@@ -56,6 +56,7 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
         before: Its own last verified version; what it goes back to.
         back: Generation that told it to go back; 0 when it was not told.
         restored: Whether it said that it went back.
+        stranded: Whether it has no version to go back to, and still runs this one.
         detail: Its reason for a failure.
         boots: Boots of the device that were known when it was told.
         was_degraded: Whether the slot ran on a fallback already then.
@@ -67,6 +68,7 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
     before: Ref | None = None
     back: int = 0
     restored: bool = False
+    stranded: bool = False
     detail: str = ""
     boots: int = 0
     was_degraded: bool = False
@@ -359,18 +361,20 @@ def _reported(rollout: Rollout, event: DeviceReported) -> Result:
     if part.back:
         if part.restored or event.generation < part.back:
             return rollout, ()
-        running = slot.active.digest if slot is not None and slot.active is not None else ""
-        wanted = part.before.digest if part.before is not None else ""
-        if running != wanted:
-            return rollout, ()
-        return _finish_back(
-            _change(rollout, event.device, msgspec.structs.replace(part, restored=True)),
-            event.now,
-            None,
-        )
+        changed = _change(rollout, event.device, _way_back(part, slot))
+        return _finish_back(changed, event.now, None)
     if part.state in {"committed", "failed"}:
         return rollout, ()
     return _change(rollout, event.device, _attempt(rollout.ref, part, slot)), ()
+
+
+def _way_back(part: Part, slot: SlotReport | None) -> Part:
+    """Return the part after a report that has seen the order to go back."""
+    running = slot.active.digest if slot is not None and slot.active is not None else ""
+    wanted = part.before.digest if part.before is not None else ""
+    if running == wanted:
+        return msgspec.structs.replace(part, restored=True, stranded=False)
+    return msgspec.structs.replace(part, stranded=not wanted)
 
 
 def _attempt(ref: Ref, part: Part, slot: SlotReport | None) -> Part:
@@ -413,13 +417,15 @@ def _finish_back(rollout: Rollout, now: float, online: frozenset[str] | None) ->
     """
     if rollout.state is not State.ROLLING_BACK:
         return rollout, ()
-    open_ = [d for d in rollout.touched if not rollout.parts[d].restored]
-    if online is None and open_:
-        return rollout, ()
-    if online is not None and any(d in online for d in open_):
+    left = {d: p for d, p in rollout.parts.items() if p.generation and not p.restored}
+    away = [d for d, p in left.items() if not p.stranded]
+    if (online is None and away) or any(d in (online or ()) for d in away):
         return rollout, ()
     changed, notes = _enter(rollout, State.ROLLED_BACK, now, rollout.reason)
-    if open_:
-        told = f"{len(open_)} offline devices go back when they return"
+    if away:
+        told = f"{len(away)} offline devices go back when they return"
         notes = (*notes, Note("offline", told))
+    if len(left) > len(away):
+        told = f"{len(left) - len(away)} devices have no earlier version and wait for a new one"
+        notes = (*notes, Note("stranded", told))
     return changed, notes

@@ -147,7 +147,7 @@ def rollout_detail(
             online=name in devices and devices[name].online,
             before=part.before.version if part.before else "",
             restored=part.restored,
-            detail=part.detail,
+            detail="no earlier version to go back to" if part.stranded else part.detail,
         )
         for name, part in sorted(rollout.parts.items(), key=lambda item: (item[1].wave, item[0]))
     )
