@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from edgeml.errors import RequestError
-from edgeml.tensors import Array, TensorSpec
+from edgeml.tensors import Array
 from edgeml_agent.serve.refused import Refused
 from edgeml_agent.serve.window import Counts
 
@@ -93,11 +93,6 @@ class Memory:
         correct = sum(a == b for a, b in zip(numbers, classes, strict=True))
         counts.labels(len(numbers), correct)
         return len(numbers), correct
-
-
-def has_classes(outputs: tuple[TensorSpec, ...]) -> bool:
-    """Tell whether the first output is one row of scores per sample."""
-    return bool(outputs) and len(outputs[0].shape) == 2 and outputs[0].shape[1] != 1
 
 
 def _class_number(label: Any, names: tuple[str, ...]) -> int:

@@ -61,6 +61,9 @@ class DataPlane:
         self._control: ControlServer | None = None
         self._sockets: list[Path] = []
         self._stopping = asyncio.Event()
+        # From the first moment: a signal that comes while a model loads is an orderly end too.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self.stop)
 
     def stop(self) -> None:
         """Ask for the end; ``run`` then returns in order."""
@@ -77,8 +80,6 @@ class DataPlane:
             UnreachableError: An address is taken, and stays so.
         """
         settings = self._settings
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self.stop)
         address = settings.address()
         if address is not None:
             await self._bind(lambda: self._listen_tcp(*address), settings.http)
