@@ -117,7 +117,6 @@ def convert(
             labels=plan.labels,
             classes=given.classes,
             given=given.given,
-            calibration=given.calibration,
             score=found[0].trials[0].score,
             objective=objective,
         )

@@ -160,12 +160,14 @@ def _reason(
 
 def _won(c: Candidate, base: Candidate, objective: str) -> str:
     if c.verdict == Standing.FAILED:
-        return _join(c.reason, "nothing else is within the budgets either: the source is kept")
+        return _join(c.reason, "and nothing else passes")
     if c.id == base.id:
+        if objective == "latency" and base.latency_ms is None:
+            return "nothing was measured on this hardware: the source is kept as it is"
         return "nothing that passes is surely better than the source: it is kept as it is"
     words = f"best {objective} of what passes: {_better(c, base, objective)} than the source"
     if base.verdict == Standing.FAILED:
-        words = f"best {objective} of what is within the budgets; the source is not"
+        words = f"best {objective} of what passes; the source does not ({base.reason})"
     if c.verdict == Standing.UNDECIDED:
         words += f"; nothing decided gains, and {c.reason}"
     return words

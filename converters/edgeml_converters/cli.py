@@ -23,23 +23,23 @@ _HEADS = (
 )
 
 
-class Shape(click.ParamType):
-    """``NAME=1,3,8,8``; -1 leaves an axis variable."""
-
-    name = "INPUT=N,N,..."
-
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, tuple[int, ...]]:
-        """Return the input's name and its shape."""
+def _shapes(
+    _ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Return input -> shape from ``NAME=1,3,8,8``; -1 leaves an axis variable."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for value in values:
         name, _, numbers = value.rpartition("=")
         try:
             shape = tuple(int(number) for number in numbers.split(",") if number.strip())
         except ValueError:
-            self.fail(f"'{value}' is not NAME=1,3,8,8", param, ctx)
+            shape = (0,)
         if not name or any(n < -1 or n == 0 for n in shape):
-            self.fail(f"'{value}' is not NAME=1,3,8,8 with positive numbers or -1", param, ctx)
-        return name, shape
+            raise click.BadParameter(f"'{value}' is not NAME=1,3,8,8 (positive numbers, or -1)")
+        if name in shapes:
+            raise click.BadParameter(f"input '{name}' is given twice")
+        shapes[name] = shape
+    return shapes
 
 
 @click.command("convert", short_help="Make a model fast and small for a device, and prove it.")
@@ -53,7 +53,7 @@ class Shape(click.ParamType):
               help="Most that may be lost: absolute for scores, relative for errors.")  # fmt: skip
 @click.option("--objective", type=click.Choice(["latency", "size", "memory"]), default="latency",
               show_default=True, help="What the winner is best at.")  # fmt: skip
-@click.option("--shape", "shapes", type=Shape(), multiple=True,
+@click.option("--shape", "shapes", multiple=True, callback=_shapes, metavar="INPUT=N,N,...",
               help="Fix the shape of an input; may be repeated.")  # fmt: skip
 @click.option("--effort", type=click.Choice(["quick", "normal", "thorough"]), default="normal",
               show_default=True, help="Test samples and rounds of measurement.")  # fmt: skip
@@ -75,7 +75,7 @@ def convert(
     metric: str | None,
     max_drop: float,
     objective: str,
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    shapes: dict[str, tuple[int, ...]],
     effort: str,
     threads: int | None,
     jobs: int,
@@ -101,7 +101,7 @@ def convert(
         metric=metric,
         max_drop=max_drop,
         objective=objective,
-        shape=dict(shapes),
+        shape=shapes,
         effort=effort,
         threads=threads,
         jobs=jobs,

@@ -63,7 +63,7 @@ def classes_of(labels: Array | None, outputs: Mapping[str, Array], runs: int) ->
         return labels[:runs]
     for output in outputs.values():
         if output.ndim == 2 and output.shape[1] > 1 and len(output) == runs:
-            return np.argmax(output, axis=1)
+            return np.asarray(np.argmax(output, axis=1))
     return None
 
 

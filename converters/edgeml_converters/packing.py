@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ import msgspec
 import numpy as np
 
 from edgeml.bundle import Bundle, blob_ref, pack
-from edgeml.errors import ModelError
+from edgeml.drift import reference as drift
+from edgeml.errors import DataError, ModelError
 from edgeml.manifest import BlobRef, Evidence, Lineage, Manifest, Score, Step, Variant
 from edgeml.report import Report, render
 from edgeml.runtime.golden import save_arrays
@@ -23,6 +25,8 @@ from edgeml_converters.recipes import BASELINE, baseline_allowed
 from edgeml_converters.results import ProfileResult
 from edgeml_converters.search import Found
 from edgeml_converters.worker import Checked, CheckJob
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,6 @@ class Contents:
         labels: Label of each sample; None without.
         classes: Names of the classes.
         given: Whether the samples are real: random ones make no drift reference.
-        calibration: Input -> array, samples on axis 0.
         score: The source's score; None without data.
         objective: What was optimised.
     """
@@ -49,7 +52,6 @@ class Contents:
     labels: Array | None
     classes: tuple[str, ...]
     given: bool
-    calibration: dict[str, Array]
     score: Score | None
     objective: str
 
@@ -101,6 +103,7 @@ def make_bundle(
     measurements = msgspec.json.encode(
         {"results": told, "rounds_ms": rounds}, order="deterministic"
     )
+    watched = _drift(contents, base)
     manifest = Manifest(
         name=contents.name,
         version=contents.version,
@@ -111,10 +114,26 @@ def make_bundle(
         score=contents.score,
         labels=contents.classes,
         golden=golden_inputs,
+        drift=parts.add("drift/reference.bin", watched) if watched else None,
         report=refs,
         measurements=parts.add("measurements.json", measurements),
     )
     return pack(manifest, parts.files, out), tuple(results), report
+
+
+def _drift(contents: Contents, base: Trial) -> bytes | None:
+    """Return the drift reference; None without real data, or where samples cannot be told apart."""
+    if not contents.given:
+        return None
+    inputs = {
+        name: array.reshape(-1, *array.shape[2:]) if array.ndim > 1 else array
+        for name, array in contents.samples.items()
+    }
+    try:
+        return drift.build(inputs, base.outputs).encode()
+    except DataError as error:
+        logger.warning("no drift reference: %s", error.message)
+        return None
 
 
 def _rounds(found: Found) -> dict[str, tuple[float, ...]]:

@@ -19,7 +19,7 @@ _COLOURS = {
     "litert": "#c9741a",
 }
 _OTHER = "#607080"
-_SETTINGS = {
+_SETTINGS: Any = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "text.color": _INK,

@@ -134,9 +134,7 @@ def search(
     if not misfit:
         measure_all(trials, bench, effort.rounds, effort.budget_s, tell)
     if not baseline_allowed(profile):
-        reference.fail(
-            Standing.FAILED, "baseline only: the profile does not run fp32 ONNX on onnxruntime"
-        )
+        reference.fail(Standing.FAILED, "baseline only: the profile does not run it")
     evidence = EvidenceState.CHECKED if misfit else EvidenceState.MEASURED
     host = host_line(facts)
     choice = _choose(profile, trials, bench, facts, evidence, objective)

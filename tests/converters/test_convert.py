@@ -1,0 +1,248 @@
+"""edgeml.convert from end to end, with real runtimes on models made on the spot."""
+
+import json
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+import edgeml
+from edgeml.bundle import Bundle
+from edgeml.drift.reference import decode
+from edgeml.errors import (
+    DataError,
+    EdgemlError,
+    GateError,
+    MissingPackageError,
+    ModelError,
+    ProfileError,
+    UsageError,
+)
+from edgeml.manifest import EvidenceState
+from edgeml.runtime.bind import open_variant
+from edgeml.runtime.golden import golden_check, load_arrays
+from edgeml_converters.model import run_model
+from edgeml_converters.results import ConvertResult
+from tests.support import models
+
+PROFILE = "cpu-x86-64"
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """A small CNN, and data that it labels itself."""
+    folder = tmp_path_factory.mktemp("case")
+    model = models.cnn()
+    onnx.save(model, folder / "Tiny CNN.onnx")
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(460, 1, 8, 8)).astype(np.float32)
+    labels = run_model(model, {"image": images})["logits"].argmax(1)
+    np.savez(
+        folder / "data.npz",
+        **{
+            "calib/image": images[:60],
+            "test/image": images[60:],
+            "test/labels": labels[60:],
+            "classes": np.array([f"class {i}" for i in range(10)]),
+        },
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(case):
+    out = case / "made" / "tiny.edgeml"
+    result = edgeml.convert(
+        case / "Tiny CNN.onnx",
+        [PROFILE, "tpu-lite-generic"],
+        data=case / "data.npz",
+        max_drop=0.1,
+        effort="quick",
+        out=out,
+        report=case / "report",
+    )
+    return result, Bundle.open(out)
+
+
+def test_the_result_is_the_contract(converted):
+    result, bundle = converted
+    told = json.loads(msgspec.json.encode(result))
+    assert told["bundle"].endswith("tiny.edgeml")
+    assert told["digest"] == bundle.digest
+    assert [one["profile"] for one in told["results"]] == [PROFILE, "tpu-lite-generic"]
+    keys = {"runtime", "precision", "recipe", "files", "entry", "size_bytes", "threads", "batch"}
+    keys |= {"isa", "latency_ms", "metric", "sqnr_db", "evidence", "verdict", "reason"}
+    for one in told["results"]:
+        assert {
+            "host",
+            "baseline",
+            "winner",
+            "candidates",
+            "speedup",
+            "warnings",
+            "seconds",
+        } <= set(one)
+        assert one["baseline"]["runtime"] == "onnxruntime"
+        assert one["baseline"]["precision"] == "fp32"
+        assert one["winner"]["reason"]
+        for candidate in (one["baseline"], one["winner"], *one["candidates"]):
+            assert keys <= set(candidate)
+            assert candidate["reason"]
+        measured = [c for c in one["candidates"] if c["latency_ms"]]
+        assert one["baseline"] in measured
+        assert all({"p50", "p95", "p99"} == set(c["latency_ms"]) for c in measured)
+        low, high = one["speedup"]["interval"]
+        assert low <= one["speedup"]["value"] <= high
+    ids = {f"{c['runtime']}.{c['recipe']}" for c in told["results"][0]["candidates"]}
+    assert {"onnxruntime.fp32", "openvino.fp32", "onnxruntime.int8-static"} <= ids
+    assert {"openvino.int8-static-b1", "onnxruntime.int8-dynamic", "litert.int8-portable"} <= ids
+    assert msgspec.json.decode(json.dumps(told), type=ConvertResult).name == "tiny-cnn"
+
+
+def test_the_bundle_holds_the_winner_and_the_source_to_fall_back_to(converted):
+    result, bundle = converted
+    bundle.check()
+    manifest = bundle.manifest
+    first = result.results[0].winner
+    assert manifest.variants[0].entry == first.entry
+    runtimes = {(v.profile, v.runtime, v.recipe) for v in manifest.variants}
+    assert (PROFILE, "onnxruntime", "fp32") in runtimes
+    assert ("tpu-lite-generic", "litert", "int8-portable") in runtimes
+    assert manifest.labels[3] == "class 3"
+    assert manifest.score.name == "top1"
+    assert manifest.score.value == 1.0
+    assert manifest.lineage.source == "Tiny CNN.onnx"
+    assert manifest.lineage.data_digest
+    steps = manifest.lineage.steps["tpu-lite-generic.litert.int8-portable"]
+    assert [s.name for s in steps][-1] == "quantize_portable"
+    assert all(a.after == b.before for a, b in zip(steps, steps[1:], strict=False))
+    assert {v.evidence.state for v in manifest.variants} == {EvidenceState.MEASURED}
+    reference = decode(bundle.read(manifest.drift))
+    assert reference.n == 400
+
+
+def test_every_variant_passes_its_own_golden_samples_and_no_other_model_does(converted, tmp_path):
+    _, bundle = converted
+    folder = bundle.unpack(tmp_path / "unpacked")
+    manifest = bundle.manifest
+    inputs = load_arrays((folder / manifest.golden.path).read_bytes())
+    assert len(inputs["image"]) == 8
+    for variant in manifest.variants:
+        expected = load_arrays((folder / variant.golden.path).read_bytes())
+        program = open_variant(folder, variant, manifest.inputs, manifest.outputs)
+        session = program.session()
+        assert golden_check(session, inputs, expected, variant.tolerance).ok
+        wrong = {name: array[::-1].copy() for name, array in expected.items()}
+        assert not golden_check(session, inputs, wrong, variant.tolerance).ok
+        session.close()
+        program.close()
+
+
+def test_the_report_is_in_the_bundle_and_beside_it(converted, case):
+    _, bundle = converted
+    held = {ref.path: bundle.read(ref) for ref in bundle.manifest.report}
+    beside = {f"report/{p.name}": p.read_bytes() for p in (case / "report").iterdir()}
+    assert held == beside
+    html = held["report/report.html"].decode()
+    assert html.count("<svg") == 6
+    assert "://" not in html
+    assert "cpu-x86-64" in html
+    assert "AMD" in html or "Intel" in html or "cores" in html
+    told = json.loads(bundle.read(bundle.manifest.measurements))
+    assert told["rounds_ms"][PROFILE]["onnxruntime.fp32"]
+
+
+def test_without_data_only_the_source_is_tried(case, tmp_path):
+    result = edgeml.convert(
+        case / "Tiny CNN.onnx", PROFILE, out=tmp_path / "x.edgeml", effort="quick"
+    )
+    (one,) = result.results
+    assert {c.precision for c in one.candidates} == {"fp32"}
+    assert any("no evaluation data" in w for w in one.warnings)
+    manifest = Bundle.open(tmp_path / "x.edgeml").manifest
+    assert manifest.drift is None
+    assert manifest.score is None
+    assert manifest.lineage.data_digest == ""
+
+
+def test_on_another_kind_of_machine_nothing_is_claimed_to_be_fast(case, tmp_path):
+    result = edgeml.convert(
+        case / "Tiny CNN.onnx",
+        "cpu-arm64",
+        data=case / "data.npz",
+        effort="quick",
+        out=tmp_path / "x.edgeml",
+    )
+    (one,) = result.results
+    assert one.winner.id == "onnxruntime.fp32"
+    assert one.speedup is None
+    assert all(c.latency_ms is None for c in one.candidates)
+    assert {c.evidence for c in one.candidates} == {"checked"}
+    assert any("no latency was measured" in w for w in one.warnings)
+
+
+def test_one_recipe_that_cannot_be_built_costs_only_its_candidate(case, tmp_path):
+    model = models.cnn()
+    model.graph.node[1].op_type = "Erf"
+    onnx.save(model, tmp_path / "odd.onnx")
+    result = edgeml.convert(
+        tmp_path / "odd.onnx",
+        PROFILE,
+        data=case / "data.npz",
+        metric="agreement",
+        effort="quick",
+        objective="size",
+        out=tmp_path / "odd.edgeml",
+    )
+    lost = {c.id: c for c in result.results[0].candidates}["litert.int8-portable"]
+    assert lost.verdict == "error"
+    assert "Erf" in lost.reason
+
+
+def test_no_gain_within_the_limit_means_a_gate_says_no(case, tmp_path):
+    profile = (tmp_path / "small.toml").with_name("small.toml")
+    profile.write_text(
+        'name = "small"\ntitle = "t"\ndescription = "d"\nkind = "cpu"\ntarget = "cpu"\n'
+        'runtimes = ["onnxruntime"]\nprecisions = ["fp32"]\n'
+        '[match]\nmachine = ["x86_64"]\n[budgets]\nsize_bytes = 10\n'
+    )
+    with pytest.raises(GateError, match="over the profile's budget"):
+        edgeml.convert(case / "Tiny CNN.onnx", str(profile), out=tmp_path / "x.edgeml")
+    assert not (tmp_path / "x.edgeml").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"profile": "npu-rockchip-rk3588"}, MissingPackageError),
+        ({"profile": "cpu-x86"}, ProfileError),
+        ({"profile": [PROFILE, PROFILE]}, UsageError),
+        ({"model": "nothing.onnx"}, ModelError),
+        ({"data": "nothing.npz"}, DataError),
+        ({"metric": "top2"}, UsageError),
+        ({"metric": "r2"}, DataError),
+        ({"objective": "beauty"}, UsageError),
+        ({"effort": "none"}, UsageError),
+        ({"threads": 0}, UsageError),
+        ({"version": "one"}, EdgemlError),
+        ({"name": "No Such Name"}, EdgemlError),
+        ({"shape": {"image": (1, 1, 9, 9)}}, EdgemlError),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_leaves_nothing(
+    case, tmp_path, monkeypatch, change, error
+):
+    monkeypatch.chdir(tmp_path)
+    options = {
+        "model": case / "Tiny CNN.onnx",
+        "profile": PROFILE,
+        "data": case / "data.npz",
+        "effort": "quick",
+        **change,
+    }
+    with pytest.raises(error) as caught:
+        edgeml.convert(**options)
+    assert caught.value.exit_code in (2, 3)
+    assert "\n" not in caught.value.message
+    assert not list(tmp_path.iterdir())
