@@ -228,7 +228,7 @@ class HealthGate(msgspec.Struct, frozen=True, tag="health"):
             return Verdict(self.name, "fail", tuple(reasons), evidence)
         seen_errors = f"{seen.canary.errors} errors in {total} requests"
         if seen.age < self.soak:
-            left = f"watched for {seen.age:.0f} of {self.soak:.0f} s"
+            left = f"watched for {seen.age:.1f} of {self.soak:g} s"
             return Verdict(self.name, "wait", (left, seen_errors), evidence)
         return Verdict(self.name, "pass", (seen_errors,), evidence)
 

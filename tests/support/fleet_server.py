@@ -23,6 +23,7 @@ class FleetProcess:
     def __init__(self, folder, *options):
         self.data = folder / "fleet"
         self._options = options
+        self._mqtt = "127.0.0.1:0"  # the first start chooses a port, later ones keep it
 
     def start(self):
         """Start, and wait until it says that it is ready."""
@@ -37,7 +38,7 @@ class FleetProcess:
             "--http",
             "127.0.0.1:0",
             "--mqtt",
-            "127.0.0.1:0",
+            self._mqtt,
             *self._options,
         ]
         self.log = (self.data.parent / "server.log").open("ab")
@@ -50,9 +51,17 @@ class FleetProcess:
         self.url = self.ready["url"]
         self.token = (self.data / "admin-token").read_text().strip()
         self.client = FleetClient(self.url, self.token)
+        self._mqtt = self.ready["mqtt"]
         host, _, port = self.ready["mqtt"].rpartition(":")
         self.mqtt = (host, int(port))
         return self
+
+    def kill(self):
+        """Take the power away: no signal is handled, nothing is said goodbye to."""
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self.log.close()
 
     def stop(self):
         """Stop gracefully; return the exit code."""
