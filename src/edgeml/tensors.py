@@ -35,6 +35,8 @@ DATATYPES: dict[str, str] = {
 }
 #: The protocol's name -> NumPy's name.
 NUMPY_NAMES: dict[str, str] = {v: k for k, v in DATATYPES.items()}
+# Comparing with a dtype costs a tenth of comparing with its name.
+_DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in DATATYPES}
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -77,18 +79,26 @@ class TensorSpec(msgspec.Struct, frozen=True):
         Raises:
             RequestError: The type differs, or the shape does not fit.
         """
-        if array.dtype != self.dtype:  # ".name" costs 2 us, in a path where a model costs 4
+        if array.dtype != _DTYPES[self.dtype]:
             raise RequestError(
                 f"{where} '{self.name}' has type {array.dtype.name}, expected {self.dtype}"
             )
-        fits = len(array.shape) == len(self.shape) and all(
-            want in (-1, got) for want, got in zip(self.shape, array.shape, strict=True)
-        )
-        if not fits:
+        if not self._fits(array.shape):
             raise RequestError(
                 f"{where} '{self.name}' has shape {list(array.shape)}, "
                 f"expected {list(self.shape)} (-1 is any)"
             )
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether a shape fits; with plain loops, for this runs before every inference."""
+        if shape == self.shape:
+            return True
+        if len(shape) != len(self.shape):
+            return False
+        for want, got in zip(self.shape, shape, strict=True):  # noqa: SIM110 (all() costs double)
+            if want not in (-1, got):
+                return False
+        return True
 
 
 def check_feed(specs: tuple[TensorSpec, ...], feed: Mapping[str, Array]) -> None:
@@ -97,11 +107,17 @@ def check_feed(specs: tuple[TensorSpec, ...], feed: Mapping[str, Array]) -> None
     Raises:
         RequestError: The first thing that does not fit.
     """
+    for spec in specs:
+        array = feed.get(spec.name)
+        if array is None:
+            break
+        spec.check(array)
+    else:
+        if len(feed) == len(specs):
+            return
     names = [spec.name for spec in specs]
     for name in feed:
         if name not in names:
             raise RequestError(f"unknown input '{name}'", nearest(name, names))
-    for spec in specs:
-        if spec.name not in feed:
-            raise RequestError(f"input '{spec.name}' is missing", f"expected: {', '.join(names)}")
-        spec.check(feed[spec.name])
+    absent = next(name for name in names if feed.get(name) is None)
+    raise RequestError(f"input '{absent}' is missing", f"expected: {', '.join(names)}")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -16,13 +17,14 @@ DEMO = [sys.executable, "-m", "edgeml.cli", "demo"]
 def children_below(folder):
     """Command lines of processes that still mention a folder."""
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for folder_of in Path("/proc").glob("[0-9]*"):
         try:
-            with open(f"/proc/{pid}/cmdline", "rb") as stream:
-                words = stream.read().replace(b"\0", b" ").decode(errors="replace")
+            words = (
+                (folder_of / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
         except OSError:
             continue
-        if str(folder) in words and int(pid) != os.getpid():
+        if str(folder) in words and folder_of.name != str(os.getpid()):
             found.append(words)
     return found
 

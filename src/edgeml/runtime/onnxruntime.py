@@ -315,6 +315,10 @@ class OnnxSession(Closable):
             DeviceError: The runtime failed, or the session is closed.
         """
         check_feed(self._inputs, feed)
+        return self.execute(feed)
+
+    def execute(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run on a feed that is known to fit; see ``TrustingSession``."""
         if self._closed:
             raise DeviceError("the session is closed")
         try:
