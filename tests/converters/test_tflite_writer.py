@@ -220,6 +220,20 @@ def test_a_changed_scale_is_noticed(name):
     assert steps_apart(stored, file, samples) > 1
 
 
+def test_float_at_the_edges_changes_no_value():
+    model = CASES["residual with relu6"]()
+    x = normal(*IMAGE)
+    stored = quantised(model, [x])
+    file = write(stored, float_io=True)
+    (given,), (wanted,) = file.inputs, file.outputs
+    assert (given.dtype, given.scale, wanted.dtype) == ("float32", 0.0, "float32")
+    interpreter = Interpreter(model_content=file.data, num_threads=1)
+    interpreter.allocate_tensors()
+    out = interpreter.get_signature_runner("serving_default")(x=x.transpose(given.perm))["y"]
+    inside = run_tflite(write(stored), x)
+    np.testing.assert_allclose(out.transpose(np.argsort(wanted.perm)), inside, rtol=1e-6)
+
+
 def test_same_model_same_bytes():
     model = CASES["residual with relu6"]()
     samples = [np.random.default_rng(3).normal(size=IMAGE).astype(np.float32)]

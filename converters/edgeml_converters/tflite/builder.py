@@ -21,6 +21,7 @@ VERSIONS: dict[str, int] = {
     "CONCATENATION": 2,
     "CONV_2D": 3,
     "DEPTHWISE_CONV_2D": 3,
+    "DEQUANTIZE": 2,
     "FULLY_CONNECTED": 4,
     "LOGISTIC": 2,
     "MAX_POOL_2D": 2,
@@ -28,6 +29,7 @@ VERSIONS: dict[str, int] = {
     "MUL": 2,
     "PAD": 2,
     "PADV2": 2,
+    "QUANTIZE": 1,
     "RELU": 2,
     "RELU6": 2,
     "RESHAPE": 1,
@@ -67,7 +69,7 @@ class Builder:
         Args:
             name: Its name.
             shape: Its static shape, as stored.
-            dtype: ``int8`` or ``int32``.
+            dtype: ``int8``, ``int32`` or ``float32``.
             scale: One or one per channel; None when it is not quantised.
             zero_point: As many as there are scales.
             axis: The channel axis when there are several scales.
@@ -76,9 +78,7 @@ class Builder:
         tensor = self.schema.TensorT()
         tensor.name = name
         tensor.shape = np.asarray(shape, np.int32)
-        tensor.type = {"int8": self.schema.TensorType.INT8, "int32": self.schema.TensorType.INT32}[
-            dtype
-        ]
+        tensor.type = getattr(self.schema.TensorType, dtype.upper())
         if scale is not None and zero_point is not None:
             quantization = self.schema.QuantizationParametersT()
             quantization.scale = np.asarray(scale, np.float32).ravel()

@@ -65,11 +65,13 @@ class TfliteFile(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-def write(model: onnx.ModelProto) -> TfliteFile:
+def write(model: onnx.ModelProto, float_io: bool = False) -> TfliteFile:
     """Turn a QDQ model into a TFLite file.
 
     Args:
         model: int8 QDQ ONNX with a static batch of 1, as ``QuantizePortable`` makes it.
+        float_io: Take and give float32, with QUANTIZE first and DEQUANTIZE last, as a CPU wants
+            it; accelerators want int8 at the edges too.
 
     Raises:
         ModelError: An operator has no int8 TFLite form here; the message names node and reason.
@@ -78,6 +80,10 @@ def write(model: onnx.ModelProto) -> TfliteFile:
     graph = QdqGraph(model)
     context = Context(graph, _builder())
     inputs = {info.name: _input(context, info.name) for info in _real_inputs(graph)}
+    edges: dict[str, int] = {}
+    for name, value in inputs.items() if float_io else ():
+        edges[name] = context.builder.tensor(f"{name}_float", value.stored, "float32")
+        context.builder.operator("QUANTIZE", [edges[name]], [value.index])
     for node in graph.operators():
         handler = HANDLERS.get(node.op_type)
         if handler is None:
@@ -88,14 +94,17 @@ def write(model: onnx.ModelProto) -> TfliteFile:
             )
         handler(context, node)
     outputs = {info.name: _output(context, info.name) for info in graph.graph.output}
-    data = context.builder.pack(
-        {name: value.index for name, value in inputs.items()},
-        {name: value.index for name, value in outputs.items()},
-    )
+    first = {name: value.index for name, value in inputs.items()}
+    last = {name: value.index for name, value in outputs.items()}
+    if float_io:
+        first = {name: edges[name] for name in inputs}
+        for name, value in outputs.items():
+            last[name] = context.builder.tensor(f"{name}_float", value.stored, "float32")
+            context.builder.operator("DEQUANTIZE", [value.index], [last[name]])
     return TfliteFile(
-        data,
-        tuple(_binding(name, value) for name, value in inputs.items()),
-        tuple(_binding(name, value) for name, value in outputs.items()),
+        context.builder.pack(first, last),
+        tuple(_binding(name, value, float_io) for name, value in inputs.items()),
+        tuple(_binding(name, value, float_io) for name, value in outputs.items()),
     )
 
 
@@ -143,15 +152,15 @@ def _output(context: Context, name: str) -> Value:
     return value
 
 
-def _binding(name: str, value: Value) -> Binding:
+def _binding(name: str, value: Value, float_io: bool) -> Binding:
     """Return how a public tensor becomes the stored one."""
     straight = tuple(range(len(value.shape)))
     return Binding(
         name=name,
         tensor=name,
-        dtype="int8",
+        dtype="float32" if float_io else "int8",
         shape=value.stored,
         perm=() if value.layout == straight else value.layout,
-        scale=value.scale,
-        zero_point=value.zero_point,
+        scale=0.0 if float_io else value.scale,
+        zero_point=0 if float_io else value.zero_point,
     )
