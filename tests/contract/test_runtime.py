@@ -347,3 +347,13 @@ def test_a_failed_run_is_one_line_and_no_log(tmp_path, capfd):
             assert "\n" not in raised.value.message
             assert session.run({"x": np.ones(4, np.float32)})["y"].tolist() == [[1, 1], [1, 1]]
     assert capfd.readouterr().err == ""
+
+
+def test_litert_is_quiet_and_hides_nothing_else(capfd):
+    import os
+
+    from edgeml.runtime.quiet import without_lines
+
+    with without_lines(b"INFO: Created"):
+        os.write(2, b"INFO: Created something\nWARNING: mind this\n")
+    assert capfd.readouterr().err == "WARNING: mind this\n"

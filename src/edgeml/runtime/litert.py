@@ -33,8 +33,11 @@ from edgeml.runtime.common import (
     one_line,
     release_memory,
 )
+from edgeml.runtime.quiet import without_lines
 from edgeml.tensors import DATATYPES, Array, TensorSpec, check_feed
 
+#: It says this at every load, whatever the level of its log.
+_CHATTER = b"INFO: Created TensorFlow Lite"
 _ERRORS = (RuntimeError, ValueError, TypeError, SystemError)
 
 
@@ -80,8 +83,9 @@ def _try(interpreter: Any) -> None:
     Raises:
         DeviceError: It gives a wrong result.
     """
-    made = interpreter(model_content=PROBE_TFLITE, num_threads=1)
-    made.allocate_tensors()
+    with without_lines(_CHATTER):
+        made = interpreter(model_content=PROBE_TFLITE, num_threads=1)
+        made.allocate_tensors()
     made.set_tensor(made.get_input_details()[0]["index"], np.array([[-1.0, 2.0]], np.float32))
     made.invoke()
     result = made.get_tensor(made.get_output_details()[0]["index"]).tolist()
@@ -151,8 +155,9 @@ def _open(library: _Library, content: bytes, threads: int, model: str) -> Any:
         ModelError: The content is broken, or holds an unknown operation.
     """
     try:
-        made = library.interpreter(model_content=content, num_threads=threads)
-        made.allocate_tensors()
+        with without_lines(_CHATTER):
+            made = library.interpreter(model_content=content, num_threads=threads)
+            made.allocate_tensors()
     except _ERRORS as error:
         raise ModelError(
             f"{library.name} cannot load '{model}': {one_line(error)}",
