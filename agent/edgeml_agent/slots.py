@@ -102,10 +102,14 @@ class BundleStore:
         return list({ref.digest: ref for ref in refs}.values())
 
     def _begin(self, digest: str) -> Path:
-        """Return a folder with a layout that holds the two manifests."""
-        folder = self._bundles / f".{_hex(digest)}.new"
+        """Return the bundle's folder, or the one that becomes it, with the two manifests."""
+        folder = self.path(digest)
+        if not folder.exists():
+            folder = self._bundles / f".{folder.name}.new"
         oci_manifest = self.blob_path(digest).read_bytes()
-        write_layout(folder, oci_manifest)
+        if not (folder / "index.json").exists():
+            write_layout(folder, oci_manifest)
+        self._add(digest, folder)
         self._add(manifest_layer(oci_manifest).digest, folder)
         return folder
 
@@ -162,15 +166,14 @@ class BundleStore:
             OSError: It cannot be written.
         """
         target = self.path(ref.digest)
-        temporary = self._begin(ref.digest)
         # An earlier version may be there; what was damaged in it has been fetched again.
-        folder = target if target.exists() else temporary
+        folder = self._begin(ref.digest)
         for blob in self._needed(ref.digest):
             self._add(blob.digest, folder)
         for part in (folder / "blobs" / "sha256", folder / "blobs", folder):
             durable.sync_folder(part)
-        if folder is temporary:
-            temporary.rename(target)
+        if folder != target:
+            folder.rename(target)
             durable.sync_folder(self._bundles)
         manifest = Bundle.open(target).manifest
         if (manifest.name, manifest.version) != (ref.model, ref.version):
