@@ -1,5 +1,6 @@
 """edgeml.convert from end to end, with real runtimes on models made on the spot."""
 
+import itertools
 import json
 
 import msgspec
@@ -116,7 +117,7 @@ def test_the_bundle_holds_the_winner_and_the_source_to_fall_back_to(converted):
     assert manifest.lineage.data_digest
     steps = manifest.lineage.steps["tpu-lite-generic.litert.int8-portable"]
     assert [s.name for s in steps][-1] == "quantize_portable"
-    assert all(a.after == b.before for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a.after == b.before for a, b in itertools.pairwise(steps))
     assert {v.evidence.state for v in manifest.variants} == {EvidenceState.MEASURED}
     reference = decode(bundle.read(manifest.drift))
     assert reference.n == 400
