@@ -24,7 +24,7 @@ WORKERS = 3
 class Lane:
     """One device of its own, with a fleet of its own, that is killed again and again."""
 
-    def __init__(self, folder, port, number, version, outcome):
+    def __init__(self, folder, port, number, version, outcome, fresh=False):
         self.outcome = outcome
         self.folder = folder / f"lane{number}"
         self.folder.mkdir()
@@ -32,15 +32,17 @@ class Lane:
         self.link.open()
         assert self.link.wait_connected(10)
         self.fleet = Fleetlet(self.folder, self.link, f"dev{number}", port)
-        self.first = self.fleet.add(tiny_bundle(self.folder, version="1.0.0", size=300_000))
+        self.first = None
         self.second = self.fleet.add(tiny_bundle(self.folder, version=version))
         self.forks = AgentForks()
         self.device = self.folder / "device"
         enrol.enrol(self.fleet.enrolment(), self.device)
-        self.fleet.deploy(self.first, seconds=0.1)
-        self.run_to_end(1, "committed")
+        if not fresh:
+            self.first = self.fleet.add(tiny_bundle(self.folder, version="1.0.0", size=300_000))
+            self.fleet.deploy(self.first, seconds=0.1)
+            self.run_to_end(1, "committed")
         shutil.copytree(self.device, self.folder / "template")
-        self.fleet.deploy(self.second, seconds=0.1)
+        self.generation = self.fleet.deploy(self.second, seconds=0.1)
 
     def state(self):
         return read_state(self.device / "state" / "state.json")
@@ -67,7 +69,7 @@ class Lane:
     def dry_run(self):
         """Return every point that an update passes."""
         self.points().write_text("")
-        self.run_to_end(2, self.outcome)
+        self.run_to_end(self.generation, self.outcome)
         return self.points().read_text().split()
 
     def cut(self, point):
@@ -83,12 +85,12 @@ class Lane:
         assert verified == self.first or (self.outcome == "committed" and verified == self.second)
         if cut.slot("main").phase is Phase.COMMIT:
             assert verified == self.second
-        served = self.run_to_end(2, self.outcome)
-        assert served[0] == verified.version, point
+        served = self.run_to_end(self.generation, self.outcome)
+        assert served[0] == (verified or self.second).version, point
         after = self.state()
         slot = after.slot("main")
         wanted = self.second if self.outcome == "committed" else self.first
-        assert after.generation == 2
+        assert after.generation == self.generation
         assert (slot.active, slot.last_verified, slot.candidate) == (wanted, wanted, None)
         assert (self.second.digest in after.quarantined) == (self.outcome != "committed")
         assert (self.device / "state" / "bundles" / wanted.digest.split(":")[1]).is_dir()
@@ -99,16 +101,17 @@ class Lane:
 
 
 @pytest.mark.parametrize(
-    ("version", "outcome", "chosen"),
+    ("version", "outcome", "fresh", "chosen"),
     [
-        ("2.0.0", "committed", lambda points: points),
-        ("2.0.0-golden", "rolled_back", lambda points: points[points.index("enter-warmup#1") :]),
+        ("2.0.0", "committed", False, lambda points: points),
+        ("2.0.0-golden", "rolled_back", False, lambda p: p[p.index("enter-warmup#1") :]),
+        ("2.0.0", "committed", True, lambda points: [p for p in points if p[:2] in ("en", "sy")]),
     ],
-    ids=["commit", "rollback"],
+    ids=["commit", "rollback", "first"],
 )
-def test_power_cut_at_every_point(tmp_path, version, outcome, chosen):
+def test_power_cut_at_every_point(tmp_path, version, outcome, fresh, chosen):
     with real_broker() as broker:
-        lanes = [Lane(tmp_path, broker.port, n, version, outcome) for n in range(WORKERS)]
+        lanes = [Lane(tmp_path, broker.port, n, version, outcome, fresh) for n in range(WORKERS)]
         try:
             points = chosen(lanes[0].dry_run())
             acts = {point for point in points if point.startswith("enter-")}
