@@ -38,6 +38,7 @@ T = TypeVar("T")
 _BATCH = 500
 _ASK_SECONDS = 30.0
 _PRUNE_EVERY = 3600.0
+_REMIND_EVERY = 5.0
 KEEP_SECONDS = 14 * 24 * 3600.0
 
 
@@ -86,6 +87,8 @@ class Controller:
         self._next_prune = clock() + _PRUNE_EVERY
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._watchers: list[Callable[[Change], None]] = []
+        self._next_reminder = 0.0
+        self._behind: set[str] = set()
         self._stale = False
         self._clean = False
         self._stopped = threading.Event()
@@ -259,8 +262,11 @@ class Controller:
                 watcher(change)
 
     def _publish(self, state: DesiredState) -> None:
+        # QoS 0, because brokers queue QoS 1 for who is away: a device that comes back would be
+        # given every order that it missed, also one that has been taken back since. What counts
+        # is the retained slot. A message that is lost on the way is sent again by _remind.
         topic = topics.down(self.fleet, state.device, "desired")
-        self._link.publish(topic, trust_desired.sign(state, self._signer), retain=True)
+        self._link.publish(topic, trust_desired.sign(state, self._signer), retain=True, qos=0)
 
     def _on_tick(self, work: Work) -> None:
         if self._stale:
@@ -269,9 +275,25 @@ class Controller:
                 again = Rpc(id="", method="rebirth")
                 self._link.publish(topics.down(self.fleet, device, "rpc"), encode(again))
         self.engine.tick(work)
+        self._remind(work)
         if work.now >= self._next_prune:
             self._next_prune = work.now + _PRUNE_EVERY
             telemetry.prune(work.db, work.now - KEEP_SECONDS)
+
+    def _remind(self, work: Work) -> None:
+        """Publish again what devices that are online have not taken up for a while."""
+        if work.now < self._next_reminder:
+            return
+        self._next_reminder = work.now + _REMIND_EVERY
+        devices = inventory.all_devices(work.db)
+        behind = {
+            state.device
+            for state in inventory.all_desired(work.db, self.fleet)
+            if (device := devices.get(state.device)) is not None and device.online
+            if device.reported is not None and device.reported.generation < state.generation
+        }
+        work.desired.update(behind & self._behind)
+        self._behind = behind
 
 
 def _publish_all(work: Work) -> None:
