@@ -257,6 +257,7 @@ class Demo:
 def _evidence(detail: RolloutDetail) -> list[str]:
     """Return what the gates said last, one line each."""
     judged = [d.verdicts for d in detail.decisions if d.verdicts] or [detail.verdicts]
-    # The canary's verdicts tell most: later waves have nobody left to be compared with.
-    chosen = judged[0] if detail.row.state == "done" else judged[-1]
+    # The verdicts that let the canary pass tell most: later waves have nobody to compare with.
+    passed = [found for found in judged if all(v.state == "pass" for v in found)]
+    chosen = passed[0] if passed and detail.row.state == "done" else judged[-1]
     return [f"gate {v.gate}: {v.state}, {'; '.join(v.reasons)}" for v in chosen]
