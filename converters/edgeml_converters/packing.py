@@ -125,10 +125,8 @@ def _drift(contents: Contents, base: Trial) -> bytes | None:
     """Return the drift reference; None without real data, or where samples cannot be told apart."""
     if not contents.given:
         return None
-    inputs = {
-        name: array.reshape(-1, *array.shape[2:]) if array.ndim > 1 else array
-        for name, array in contents.samples.items()
-    }
+    batch = samples.batch_of({name: array[0] for name, array in contents.samples.items()})
+    inputs = samples.join(list(samples.feeds(contents.samples)), batch)
     try:
         return drift.build(inputs, base.outputs).encode()
     except DataError as error:
@@ -191,7 +189,9 @@ def _record(draft: Variant, folder: Path, bench: Bench, feed: samples.Stacked) -
     one_run = bench.work / "golden-feed.npz"
     results = bench.work / f"golden-{draft.id}.npz"
     samples.save(one_run, {name: array[np.newaxis] for name, array in feed.items()})
-    job = CheckJob(str(folder), draft, bench.inputs, bench.outputs, str(one_run), str(results))
+    job = CheckJob(
+        str(folder), draft, bench.inputs, bench.outputs, str(one_run), str(results), first=True
+    )
     try:
         run_job(job, Checked, bench.limits)
     except JobError as error:

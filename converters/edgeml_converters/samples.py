@@ -59,22 +59,31 @@ def count(samples: Mapping[str, Array]) -> int:
     return len(next(iter(samples.values())))
 
 
-def join_outputs(runs: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Put the outputs of all runs together, samples on axis 0.
+def join(runs: Sequence[Mapping[str, Array]], batch: int) -> dict[str, Array]:
+    """Put the tensors of all runs together, samples on axis 0.
 
-    An output whose shape changes from run to run in another axis than the first is laid flat:
-    two candidates can still be compared when they agree on the shapes.
+    One that has no batch on axis 0 counts as one sample per run. One whose shape changes
+    from run to run is laid flat: two candidates can still be compared when they agree on it.
+
+    Args:
+        runs: Name -> array, for each run.
+        batch: Samples in one run.
     """
     joined: dict[str, Array] = {}
     for name in runs[0]:
         parts = [run[name] for run in runs]
-        if parts[0].ndim == 0:
-            joined[name] = np.stack(parts)
-        elif all(part.shape[1:] == parts[0].shape[1:] for part in parts):
+        if any(part.shape != parts[0].shape for part in parts):
+            joined[name] = np.concatenate([part.ravel() for part in parts])
+        elif parts[0].ndim and parts[0].shape[0] == batch:
             joined[name] = np.concatenate(parts)
         else:
-            joined[name] = np.concatenate([part.ravel() for part in parts])
+            joined[name] = np.stack(parts)
     return joined
+
+
+def batch_of(feed: Mapping[str, Array]) -> int:
+    """Return how many samples a feed holds: the fewest rows of any input."""
+    return min((array.shape[0] for array in feed.values() if array.ndim), default=1)
 
 
 def save(path: Path, arrays: Mapping[str, Array]) -> None:

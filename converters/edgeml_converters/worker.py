@@ -82,6 +82,7 @@ class CheckJob(msgspec.Struct, frozen=True, tag="check"):
         outputs: The public contract.
         samples: Path of the samples, stacked.
         results: Where the outputs go.
+        first: Keep only what the first run gave, as it gave it.
     """
 
     folder: str
@@ -90,6 +91,7 @@ class CheckJob(msgspec.Struct, frozen=True, tag="check"):
     outputs: tuple[TensorSpec, ...]
     samples: str
     results: str
+    first: bool = False
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -198,7 +200,8 @@ def check(job: CheckJob) -> Checked:
         seconds = (time.perf_counter() - started) / max(len(feeds) - 1, 1)
         peak = peak_resident()
         placement = program.placement
-    samples.save(Path(job.results), samples.join_outputs(runs))
+    joined = runs[0] if job.first else samples.join(runs, samples.batch_of(feeds[0]))
+    samples.save(Path(job.results), joined)
     return Checked(placement, version, peak - base, seconds)
 
 
