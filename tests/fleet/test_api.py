@@ -173,7 +173,7 @@ def test_bad_bodies_are_problems(server):
     form = {**held, "Content-Type": "application/x-www-form-urlencoded"}
     assert call(server, "POST", "/api/v1/rollouts", {}, form)[0] == 422
     assert call(server, "GET", "/api/v1/events?limit=x", headers=held)[0] == 422
-    assert call(server, "GET", "/nowhere", headers=held)[0] == 404
+    assert call(server, "GET", "/api/v1/nowhere", headers=held)[0] == 404
 
 
 def test_the_document_knows_every_route_and_schema(server):
