@@ -87,11 +87,12 @@ def account(
 
 
 def _facts(results: Sequence[ProfileResult], objective: str) -> tuple[Fact, ...]:
+    if len(results) > 1:
+        return tuple(_one_fact(result) for result in results)
     facts: list[Fact] = []
     for result in results:
-        prefix = f"{result.profile}: " if len(results) > 1 else ""
         winner, base = result.winner, result.baseline
-        facts.append(Fact(f"{prefix}winner", winner.runtime, winner.recipe, "good"))
+        facts.append(Fact("winner", winner.runtime, winner.recipe, "good"))
         if result.speedup:
             low, high = result.speedup.interval
             fact = Fact("as fast", f"{result.speedup.value:.2f} x", f"[{low:.2f}, {high:.2f}]")
@@ -106,6 +107,12 @@ def _facts(results: Sequence[ProfileResult], objective: str) -> tuple[Fact, ...]
         facts.append(Fact("size", words.size(winner.size_bytes), note))
     facts.append(Fact("objective", objective, "what was optimised"))
     return tuple(facts)
+
+
+def _one_fact(result: ProfileResult) -> Fact:
+    """Return the card of one profile among several."""
+    value = f"{result.speedup.value:.2f} x as fast" if result.speedup else "not measured"
+    return Fact(result.profile, value, result.winner.id, "good" if result.speedup else "")
 
 
 def _profile(result: ProfileResult, rounds: Mapping[str, Sequence[float]]) -> Section:

@@ -31,7 +31,8 @@ h2 { font-size: 1.2rem; margin: 0 0 .6rem; letter-spacing: -.005em; }
 .facts dt { color: var(--soft); font-size: .78rem; text-transform: uppercase;
   letter-spacing: .06em; }
 .facts dd { margin: 0; }
-.facts .value { font-size: 1.5rem; font-weight: 650; font-variant-numeric: tabular-nums; }
+.facts .value { font-size: 1.35rem; overflow-wrap: anywhere;
+  font-weight: 650; font-variant-numeric: tabular-nums; }
 .facts .good .value { color: var(--good); }
 .facts .bad .value { color: var(--bad); }
 .facts .doubt .value { color: var(--doubt); }
@@ -50,11 +51,11 @@ figure { margin: 0; background: #ffffff; color: #1d232b; border-radius: .4rem; p
 figure svg { width: 100%; height: auto; display: block; }
 figcaption { font-size: .82rem; color: #5b6673; padding: .3rem .4rem 0; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; margin: 0 0 .8rem; }
+table { border-collapse: collapse; width: 100%; font-size: .82rem; margin: 0 0 .8rem; }
 caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .82rem;
   padding-top: .5rem; }
 th { text-align: left; color: var(--soft); font-weight: 600; white-space: nowrap; }
-th, td { padding: .42rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { padding: .42rem .45rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td { overflow-wrap: break-word; }
 td:first-child { white-space: nowrap; font-weight: 600; }
 table + table, .scroll + .scroll { margin-top: 1.2rem; }
