@@ -185,7 +185,10 @@ def _no_gain(c: Candidate, base: Candidate, objective: str) -> str:
 
 def _better(c: Candidate, other: Candidate, objective: str) -> str:
     """Return how much better ``c`` is, in words that fit before ``than`` or alone."""
-    ratio = cost(other, objective) / max(cost(c, objective), 1e-9)
+    if objective == "latency" and c.speedup and other.speedup:
+        ratio = c.speedup.value / max(other.speedup.value, 1e-9)
+    else:
+        ratio = cost(other, objective) / max(cost(c, objective), 1e-9)
     word = {"latency": "faster", "size": "smaller", "memory": "lighter"}[objective]
     return f"{ratio:.2f} x {word}"
 
