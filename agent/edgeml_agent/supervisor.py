@@ -92,7 +92,10 @@ class Supervisor:
         self._folder = durable.private_folder(Path(config.state))
         self._folder_lock = FolderLock(self._folder)
         self.store = StateStore(self._folder)
-        boots = self.store.update(lambda s: msgspec.structs.replace(s, boots=s.boots + 1)).boots
+        self._was_clean = self.store.state.clean
+        boots = self.store.update(
+            lambda s: msgspec.structs.replace(s, boots=s.boots + 1, clean=False)
+        ).boots
         #: Sorts by start, and differs also when the state was lost.
         self.boot = f"{boots:08d}-{secrets.token_hex(3)}"
         self._clock = Clock()
@@ -157,7 +160,7 @@ class Supervisor:
             self._outbox.event(
                 "clock_untrusted", "warning", f"the clock says {time.time():.0f}, before release"
             )
-        self.updater.resume()
+        self.updater.resume(clean=self._was_clean)
         self._link.subscribe(self._down("desired"), lambda m: self.orders.offer(m.payload))
         self._link.subscribe(self._down("rpc"), self._on_rpc)
         self._link.on_connection(self._on_connection)
@@ -197,6 +200,10 @@ class Supervisor:
         )
         self._link.close()
         self._write_status(running=False)
+        try:
+            self.store.update(lambda s: msgspec.structs.replace(s, clean=True))
+        except DeviceError as error:
+            logger.warning("the stop is not noted: %s", error)
         self._folder_lock.close()
 
     def _tick(self) -> None:

@@ -103,6 +103,7 @@ class DeviceState(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         boots: How often the agent was started.
+        clean: Whether it was told to stop last time; then what was in flight is not suspect.
         generation: Highest generation of desired state that was accepted.
         desired: That desired state.
         envelope: Digest of the envelope that it came in.
@@ -112,6 +113,7 @@ class DeviceState(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     boots: int = 0
+    clean: bool = False
     generation: int = 0
     desired: DesiredState | None = None
     envelope: str = ""
@@ -189,6 +191,7 @@ def advance(
     *,
     target: SlotTarget | None = None,
     detail: str = "",
+    counted: bool = True,
 ) -> DeviceState:
     """Return the state after something happened to a slot. Pure.
 
@@ -198,12 +201,13 @@ def advance(
         happening: What happened.
         target: For ``target``, ``satisfied`` and ``refused``: what was asked for.
         detail: Why, for people.
+        counted: Whether what is counted is counted; not after a stop that was asked for.
 
     Raises:
         InternalError: The table has no such transition.
     """
     slot = state.slot(name)
-    if (slot.phase, happening) in COUNTED:
+    if counted and (slot.phase, happening) in COUNTED:
         if slot.resumes >= MAX_RESUMES:
             happening = Happening.EXHAUSTED
             detail = f"{slot.phase} did not come through {MAX_RESUMES + 1} times: {detail}"

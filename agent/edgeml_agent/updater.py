@@ -88,13 +88,16 @@ class Updater:
             self._stop = True
             self._wake.notify_all()
 
-    def resume(self) -> None:
-        """Take up after a start what was in flight before it; counted where a crash may be why."""
+    def resume(self, *, clean: bool = False) -> None:
+        """Take up after a start what was in flight before it.
+
+        Args:
+            clean: Whether the agent was told to stop; else a crash may be why, and it is counted.
+        """
         for name, slot in self._store.state.slots.items():
             if slot.phase is not Phase.IDLE:
-                self._post(
-                    name, Result(Happening.RESUMED, slot.detail or "the agent was restarted")
-                )
+                why = slot.detail or "the agent was restarted"
+                self._post(name, Result(Happening.RESUMED, why), counted=not clean)
 
     def run(self) -> None:
         """Work until ``stop``."""
@@ -204,10 +207,18 @@ class Updater:
 
         self._store.update(change)
 
-    def _post(self, name: str, result: Result, target: SlotTarget | None = None) -> None:
+    def _post(
+        self,
+        name: str,
+        result: Result,
+        target: SlotTarget | None = None,
+        *,
+        counted: bool = True,
+    ) -> None:
         before = self._store.state.slot(name).phase
+        happening, detail = result
         state = self._store.update(
-            lambda s: advance(s, name, result.happening, target=target, detail=result.detail)
+            lambda s: advance(s, name, happening, target=target, detail=detail, counted=counted)
         )
         slot = state.slot(name)
         logger.info(

@@ -275,6 +275,23 @@ def test_after_a_restart_it_goes_on(tmp_path):
     assert again.done == ["warmup", "trial", "commit"]
 
 
+def test_a_stop_that_was_asked_for_is_not_counted(tmp_path):
+    state = ordered(DeviceState(), 1)
+    state = advance(state, "main", H.TARGET, target=state.desired.slots["main"])
+    for _ in range(3):
+        state = advance(state, "main", H.DONE)
+    assert state.slot("main").phase is P.WARMUP
+    for _ in range(20):
+        state = advance(state, "main", H.RESUMED, counted=False)
+    assert (state.slot("main").phase, state.slot("main").resumes) == (P.WARMUP, 0)
+    script = Script(tmp_path)
+    script.store.update(lambda _s: state)
+    script.updater.resume(clean=True)
+    assert script.store.state.slot("main").resumes == 0
+    script.updater.resume()
+    assert script.store.state.slot("main").resumes == 1
+
+
 def test_stopping_leaves_it_where_it_was(tmp_path):
     script = Script(tmp_path)
     script.answers = {P.FETCH: [lambda _s: (script.updater.stop(), Result(H.RETRY, ""))[1]]}
