@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from edgeml.cli import settings
 from edgeml.cli.table import Row
 from edgeml.errors import EdgemlError, nearest
 from edgeml.plugins import load_object
@@ -25,6 +26,8 @@ class LazyGroup(click.Group):
 
     def __init__(self, rows: Mapping[str, Row], **attributes: Any) -> None:
         """Take the table of commands, and what click's group takes."""
+        prefix = str(attributes.get("name", "edgeml")).upper().replace("-", "_")
+        attributes.setdefault("context_settings", {"auto_envvar_prefix": prefix})
         super().__init__(**attributes)
         self.rows = rows
         self.params.append(
@@ -57,6 +60,9 @@ class LazyGroup(click.Group):
         if row is None:
             return None
         command: click.Command = load_object(row.target, extra=row.extra)
+        found = settings.defaults(cmd_name, command, self.name or "")
+        if found:
+            ctx.default_map = {**(ctx.default_map or {}), cmd_name: found}
         return command
 
     def resolve_command(
@@ -65,6 +71,8 @@ class LazyGroup(click.Group):
         """Find the command; an unknown one gets the nearest as a hint."""
         if args and args[0] not in self.rows and not args[0].startswith("-"):
             raise click.UsageError(f"unknown command '{args[0]}' ({nearest(args[0], self.rows)})")
+        if self.name == "edgeml":
+            settings.check_names(self.rows)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
