@@ -34,6 +34,7 @@ from edgeml.fleet.api import create_app
 from edgeml.fleet.blocks import BlockServer
 from edgeml.fleet.broker import EmbeddedBroker, is_loopback
 from edgeml.fleet.controller import Controller
+from edgeml.fleet.dashboard import mount
 from edgeml.fleet.registry import Registry
 from edgeml.fleet.services import Services
 from edgeml.fleet.store import Store
@@ -201,8 +202,10 @@ def serve(settings: Settings, ready: Callable[[Ready], None]) -> None:
         # uvicorn raises the signal again when it has stopped; then it must not end us.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: None)
+        app = build_app(fleet)
+        mount(app, fleet.services, settings.data)
         config = uvicorn.Config(
-            build_app(fleet), log_config=None, access_log=False, timeout_graceful_shutdown=3
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=3
         )
         named = f"[{host}]" if ":" in host else host
         ready(

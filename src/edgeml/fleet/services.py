@@ -82,6 +82,11 @@ class Services:
         """Host and port of the broker, as a device sees it."""
         return self._broker
 
+    @property
+    def connected(self) -> bool:
+        """Whether the broker can be reached now."""
+        return self._controller.connected
+
     # -- who asks -------------------------------------------------------------------------------
 
     def login(self, name: str, password: str) -> Session:
@@ -220,6 +225,11 @@ class Services:
     def _traffic(self, db: sa.Connection, device: str = "") -> tuple[TrafficRow, ...]:
         counts = telemetry.by_version(db, self._controller.clock() - LATELY, device)
         return tuple(show.traffic_row(one, LATELY) for one in counts)
+
+    def windows(self, since: float) -> list[telemetry.Window]:
+        """Return the telemetry windows that came in at ``since`` or later, oldest first."""
+        with self._store.read() as db:
+            return telemetry.since(db, since)
 
     def subscribe(self, watcher: Callable[[Change], None]) -> Callable[[], None]:
         """Call ``watcher`` after every change, on the controller's thread; it must be quick.

@@ -63,6 +63,29 @@ class StoredEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     data: dict[str, Any] = {}
 
 
+class Window(msgspec.Struct, frozen=True):
+    """One stored window, as far as charts need it.
+
+    Attributes:
+        received: When it came in, in Unix seconds.
+        latency: Counts per bucket of ``edgeml.stats.buckets.LATENCY_BOUNDS``; may be empty.
+    """
+
+    device: str
+    boot: str
+    sequence: int
+    model: str
+    version: str
+    received: float
+    seconds: float
+    requests: int
+    errors: int
+    fallbacks: int
+    labelled: int
+    correct: int
+    latency: tuple[int, ...]
+
+
 def apply_window(db: sa.Connection, window: Telemetry, now: float) -> bool:
     """Keep a window; tell whether it is new."""
     key = (window.device, window.boot, window.sequence)
@@ -228,6 +251,20 @@ def by_version(db: sa.Connection, since: float, device: str = "") -> list[Versio
             **sums[digest],
         )
         for digest, (model, version) in sorted(names.items(), key=lambda item: item[1])
+    ]
+
+
+def since(db: sa.Connection, moment: float, limit: int = 20_000) -> list[Window]:
+    """Return the windows that came in at ``moment`` or later, oldest first, at most ``limit``."""
+    c = _windows.c
+    names = [
+        c.device, c.boot, c.sequence, c.model, c.version, c.received, c.seconds, c.requests,
+        c.errors, c.fallbacks, c.labelled, c.correct, c.latency,
+    ]  # fmt: skip
+    query = sa.select(*names).where(c.received >= moment).order_by(c.received).limit(limit)
+    return [
+        Window(*row[:-1], latency=msgspec.json.decode(row[-1], type=tuple[int, ...]))
+        for row in db.execute(query)
     ]
 
 
