@@ -22,6 +22,10 @@ _PREPARE = (PassCall("upgrade_opset"), PassCall("simplify"))
 _DENSE = frozenset({"MatMul", "Gemm"})
 
 
+#: Target of a profile -> targets of the recipes that its devices can run.
+_TARGETS = {"cpu": {"cpu", "tflite-cpu"}}
+
+
 class Recipe(msgspec.Struct, frozen=True):
     """One way to prepare a model.
 
@@ -100,6 +104,14 @@ def known_recipes(rule: Int8Rule) -> tuple[Recipe, ...]:
             (*_PREPARE, one, PassCall("quantize_portable")),
             target="tflite",
         ),
+        Recipe(
+            "int8-portable-f32",
+            "int8",
+            "the same int8 network as TFLite, float32 at its edges",
+            {"litert": {}},
+            (*_PREPARE, one, PassCall("quantize_portable")),
+            target="tflite-cpu",
+        ),
     )
 
 
@@ -126,7 +138,7 @@ def recipes_for(
             and (recipe.precision == "fp32" or has_data)
             and (recipe.precision != "bf16" or "bf16" in isa)
             and (recipe.name != "int8-dynamic" or bool(_DENSE & set(ops)))
-            and profile.target in ("cpu", recipe.target)
+            and recipe.target in _TARGETS.get(profile.target, {profile.target})
         )
         names = usable if sensible else []
         if recipe.name == SOURCE and "onnxruntime" not in names:

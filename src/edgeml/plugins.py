@@ -27,6 +27,7 @@ BUILTINS: dict[str, dict[str, str]] = {
     "targets": {
         "cpu": "edgeml_converters.targets.cpu:CpuTarget",
         "tflite": "edgeml_converters.targets.tflite:TfliteTarget",
+        "tflite-cpu": "edgeml_converters.targets.tflite:TfliteCpuTarget",
     },
     "passes": {
         "upgrade_opset": "edgeml_converters.passes.opset:UpgradeOpset",

@@ -97,7 +97,7 @@ def test_the_result_is_the_contract(converted):
         assert low <= one["speedup"]["value"] <= high
     ids = {f"{c['runtime']}.{c['recipe']}" for c in told["results"][0]["candidates"]}
     assert {"onnxruntime.fp32", "openvino.fp32", "onnxruntime.int8-static"} <= ids
-    assert {"openvino.int8-static-b1", "onnxruntime.int8-dynamic", "litert.int8-portable"} <= ids
+    assert {"openvino.int8-static-b1", "onnxruntime.int8-dynamic", "litert.int8-portable-f32"} <= ids
     assert msgspec.json.decode(json.dumps(told), type=ConvertResult).name == "tiny-cnn"
 
 
@@ -196,7 +196,7 @@ def test_one_recipe_that_cannot_be_built_costs_only_its_candidate(case, tmp_path
         objective="size",
         out=tmp_path / "odd.edgeml",
     )
-    lost = {c.id: c for c in result.results[0].candidates}["litert.int8-portable"]
+    lost = {c.id: c for c in result.results[0].candidates}["litert.int8-portable-f32"]
     assert lost.verdict == "error"
     assert "Erf" in lost.reason
 
