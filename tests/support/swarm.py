@@ -84,7 +84,8 @@ class SwarmDevice:
 
     def publish(self, kind, message, retain=False):
         topic = topics.up(FLEET, self.name, kind)
-        self.swarm.link.publish(topic, encode(message), retain=retain)
+        while not self.swarm.link.publish(topic, encode(message), retain=retain):
+            time.sleep(0.01)  # the link takes no more for now
 
     def next(self):
         self.sequence += 1
@@ -120,7 +121,7 @@ class SwarmDevice:
                             seen=self.generation, now=None)  # fmt: skip
         except NotTrustedError:
             return
-        if wanted is None:
+        if wanted is None or not self.online:
             return
         self.generation = wanted.generation
         for slot, target in wanted.slots.items():
@@ -149,7 +150,8 @@ class SwarmDevice:
             ref = self.held.candidate
             self.held = SlotReport("idle", active=ref, last_verified=ref, attempted=self.generation,
                                    outcome="committed", variant=f"{self.profile}.onnxruntime.int8",
-                                   placement="CPUExecutionProvider")  # fmt: skip
+                                   placement="CPUExecutionProvider",
+                                   degraded=self.held.degraded)  # fmt: skip
             self.say("commit", "info", f"{ref.model} {ref.version} serves now")
         self.report()
 

@@ -153,7 +153,7 @@ class RolloutEngine:
                 history.record(work.db, rollout.id, command, work.now)
                 severity = _SEVERITY.get(rollout.state, "info")
                 message = f"rollout {rollout.id} of {rollout.ref.model} {rollout.ref.version}"
-                message += f" {command.kind}: {command.message}"
+                message += f" {command.kind.replace('_', ' ')}: {command.message}"
                 telemetry.add_event(work.db, "rollout", severity, message, work.now)
                 work.changed("event")
                 logger.info("%s", message)

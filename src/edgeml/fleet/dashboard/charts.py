@@ -10,7 +10,7 @@ from html import escape
 from edgeml.fleet.dashboard.look import number, percent
 
 Points = Sequence[tuple[float, float]]
-_WIDTH, _HEIGHT = 560.0, 150.0
+_WIDTH, _HEIGHT = 800.0, 170.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 8.0, 8.0, 20.0
 
 
@@ -113,7 +113,7 @@ def interval(
     span = (high - low) or 1.0
 
     def x(at: float) -> float:
-        return 2 + 116 * min(1.0, max(0.0, (at - low) / span))
+        return 5 + 110 * min(1.0, max(0.0, (at - low) / span))
 
     zero = ""
     if low < 0 < high:
@@ -125,6 +125,6 @@ def interval(
         told = f", 95 % interval {percent(bounds[0])} to {percent(bounds[1])}"
     return (
         f'<svg class="interval {kind}" viewBox="0 0 120 16" role="img" '
-        f'aria-label="{percent(value)}{told}"><line class="grid" x1="2" x2="118" y1="8" y2="8"/>'
+        f'aria-label="{percent(value)}{told}"><line class="grid" x1="5" x2="115" y1="8" y2="8"/>'
         f'{zero}{whisker}<circle cx="{x(value):.1f}" cy="8" r="3.4"/></svg>'
     )

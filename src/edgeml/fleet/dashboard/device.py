@@ -132,7 +132,16 @@ def accuracy(traffic: Sequence[TrafficRow]) -> str:
         ))  # fmt: skip
     if not rows:
         return look.card("Versions", look.empty("No traffic in the last 5 minutes."))
-    heads = ("Version", "Requests", "Failed", "p50 ms", "p99 ms", "Labels", "Right", "0 to 100 %")
+    heads = (
+        "Version",
+        "Requests",
+        "Failed",
+        "p50 ms",
+        "p99 ms",
+        "Labels",
+        "Accuracy",
+        "0 to 100 %",
+    )
     body = look.table(heads, rows, right=(1, 2, 3, 4, 5, 6))
     return look.card("Versions", body, '<span class="mute">last 5 minutes</span>')
 

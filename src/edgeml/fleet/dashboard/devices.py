@@ -50,7 +50,7 @@ def grid_row(device: DeviceRow, stats: Stats | None) -> Row:
         "done": slot.progress[0],
         "all": slot.progress[1],
         "reason": reason_of(device),
-        "seen": round(device.seen, 1),
+        "seen": round(max(device.seen, stats.last if stats else 0.0)),
         "rate": round(stats.rate, 1) if stats else None,
         "p50": round(stats.p50_ms, 2) if stats and stats.p50_ms is not None else None,
         "p95": round(stats.p95_ms, 2) if stats and stats.p95_ms is not None else None,
@@ -67,19 +67,21 @@ def _columns() -> list[Row]:
 
     number = {"type": "rightAligned", "cellClass": "num"}
     return [
-        column("device", "Device", 150, "device", pinned="left", sort="asc"),
-        column("online", "State", 104, "state"),
-        column("health", "Health", 116, "state"),
-        column("version", "Runs", 168, "model"),
-        column("phase", "Updater", 118, "phase"),
-        column("rate", "Req/s", 82, "num(1)", **number),
-        column("p50", "p50 ms", 88, "num(2)", **number),
-        column("p95", "p95 ms", 88, "num(2)", **number),
-        column("variant", "Variant, placement", 230, "place"),
-        column("profile", "Profile", 140),
-        column("reason", "Reason", 220, flex=1, minWidth=200, tooltipField="reason"),
-        column("seen", "Last report", 116, "seen"),
-        column("tags", "Tags", 150),
+        column("device", "Device", 140, "device", pinned="left", sort="asc"),
+        column("online", "State", 100, "state"),
+        column("health", "Health", 114, "state"),
+        column("version", "Runs", 160, "model"),
+        column("phase", "Updater", 112, "phase"),
+        column("rate", "Req/s", 76, "num(1)", **number),
+        column("p50", "p50 ms", 84, "num(2)", **number),
+        column("p95", "p95 ms", 84, "num(2)", **number),
+        column(
+            "reason", "Reason", 210, flex=1, minWidth=190, tooltipField="reason", cellClass="clip"
+        ),
+        column("variant", "Variant, placement", 200, "place"),
+        column("seen", "Heard of", 112, "seen"),
+        column("profile", "Profile", 130),
+        column("tags", "Tags", 140),
     ]
 
 
@@ -126,7 +128,9 @@ class Table:
 
 
 def _rows(seen: Snapshot) -> dict[str, Row]:
-    return {d.device: grid_row(d, seen.stats.get(d.device)) for d in seen.devices}
+    return {
+        d.device: grid_row(d, seen.stats.get(d.device) if d.online else None) for d in seen.devices
+    }
 
 
 def filters(seen: Snapshot) -> str:
@@ -149,12 +153,14 @@ def filters(seen: Snapshot) -> str:
 
 def build(board: Board, seen: Snapshot) -> None:
     """Add the search, the filters and the table."""
-    board.fixed(
-        heading("Devices")
-        + '<input type="search" class="search" placeholder="Search device, version, tag …" '
+    search = (
+        '<input type="search" class="search" placeholder="Search device, version, tag …" '
         'aria-label="Search devices" oninput="edgeml.grid.search(this.value)">'
     )
-    board.panel(filters, "chips")
+    board.fixed(heading("Devices"))
+    with board.row("filters"):
+        board.fixed(search, "")
+        board.panel(filters, "chips")
     board.panel(_none)
     with board.body:
         table = Table(seen)

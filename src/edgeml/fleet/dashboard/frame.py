@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 
 import msgspec
@@ -80,28 +81,36 @@ class Board:
         self.body = ui.element("div").classes("shell")
         self.panel(self._head, "top", tag="header")
         with self.body:
-            self.body = ui.element("main").classes("page")
+            self.body = ui.element("div").classes("page")
         ui.timer(1.0, self.refresh)
 
     def panel(self, draw: Draw, classes: str = "panel", tag: str = "div") -> None:
         """Add HTML that is drawn anew from every snapshot, and sent when it has changed."""
-        element = ui.html("", sanitize=False, tag=tag).classes(classes)
+        with self.body:
+            element = ui.html("", sanitize=False, tag=tag).classes(classes)
         self._panels.append((element, draw))
 
-    def fixed(self, content: str) -> None:
+    def fixed(self, content: str, classes: str = "panel") -> None:
         """Add HTML that stays as it is."""
         with self.body:
-            ui.html(content, sanitize=False).classes("panel")
+            ui.html(content, sanitize=False).classes(classes)
+
+    @contextmanager
+    def row(self, classes: str) -> Iterator[None]:
+        """Put what is added meanwhile into a box of its own."""
+        page = self.body
+        with page:
+            self.body = ui.element("div").classes(classes)
+        yield
+        self.body = page
 
     def columns(self, columns: Sequence[tuple[str, Sequence[Draw]]]) -> None:
         """Add columns of panels, each with its class."""
-        page = self.body
-        with page, ui.element("div").classes("columns"):
+        with self.row("columns"):
             for classes, draws in columns:
-                self.body = ui.element("div").classes(classes)
-                for draw in draws:
-                    self.panel(draw)
-        self.body = page
+                with self.row(classes):
+                    for draw in draws:
+                        self.panel(draw)
 
     def before(self, read: Callable[[Snapshot], Awaitable[None]]) -> None:
         """Call something before the panels are drawn, to read what they need."""

@@ -121,7 +121,7 @@ def percent(value: float | None) -> str:
     """Return a share as a percentage; a dash for None."""
     if value is None:
         return NONE
-    text = f"{100 * value:.1f}"
+    text = f"{100 * value:.1f}" if abs(value) >= 5e-4 or not value else f"{100 * value:.2f}"
     return f"{text.removesuffix('.0') if value in (0, 1) else text} %"
 
 

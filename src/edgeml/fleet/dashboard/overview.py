@@ -21,7 +21,7 @@ _EVENTS = 14
 def build(board: Board) -> None:
     """Add the panels."""
     board.panel(tiles)
-    board.columns((("wide", (now, versions)), ("narrow", (attention, latest))))
+    board.columns((("wide", (now, versions, load)), ("narrow", (attention, latest))))
 
 
 def tiles(seen: Snapshot) -> str:
@@ -128,9 +128,15 @@ def versions(seen: Snapshot) -> str:
             look.number(stats.p50_ms if stats else None),
             look.number(stats.p95_ms if stats else None), look.percent(right) + labels,
         ))  # fmt: skip
-    heads = ("Version", "", "Devices", "Req/s", "Failed", "p50 ms", "p95 ms", "Right, of labels")
+    heads = ("Version", "", "Devices", "Req/s", "Failed", "p50 ms", "p95 ms", "Accuracy, by labels")
     body = look.table(heads, rows, right=(2, 3, 4, 5, 6, 7))
     return look.card("Versions running", body, '<span class="mute">last 5 minutes</span>')
+
+
+def load(seen: Snapshot) -> str:
+    """Return the requests of the last quarter of an hour; nothing when there are none."""
+    drawn = charts.lines({"whole fleet": seen.curve}, "requests per second", "requests per second")
+    return look.card("Requests", drawn) if drawn else ""
 
 
 def attention(seen: Snapshot) -> str:
@@ -178,9 +184,10 @@ def event_list(events: Sequence[EventRow], with_device: bool = True) -> str:
         who = ""
         if with_device and event.device:
             who = look.link(f"/devices/{event.device}", event.device) + " "
+        kind = "" if event.message.startswith(event.kind) else f"<b>{escape(event.kind)}</b> "
         rows.append(
             f'<li class="event"><span class="st {colour}" title="{escape(word)}">'
-            f"{look.icon(shape)}</span><div><p>{who}<b>{escape(event.kind)}</b> "
+            f"{look.icon(shape)}</span><div><p>{who}{kind}"
             f"{escape(event.message)}</p></div>{look.ago(event.at)}</li>"
         )
     return f'<ul class="rows">{"".join(rows)}</ul>'

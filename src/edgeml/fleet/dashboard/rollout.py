@@ -16,10 +16,10 @@ from edgeml.gates import AnyGate, Figure, Verdict
 
 _END = frozenset({"done", "rolling_back", "rolled_back", "aborted"})
 _NAMES = {
-    "accuracy": "right, new version",
-    "accuracy_control": "right, the others",
+    "accuracy": "accuracy, canary",
+    "accuracy_control": "accuracy, the others",
     "drop": "drop of accuracy",
-    "errors": "failed requests, new version",
+    "errors": "failed requests, canary",
     "errors_control": "failed requests, the others",
     "lost": "devices lost",
     "degraded": "devices degraded",
@@ -79,10 +79,12 @@ def timeline(found: RolloutDetail) -> str:
         state = _wave_state(found, index)
         chips = "".join(_chip(gate, said) for gate in found.gates)
         size = look.count(wave.devices, "device")
+        back = sum(p.restored for p in found.devices if p.wave == index + 1)
         steps.append(
             f'<li class="step {state}"><div class="line"><b>Wave {index + 1}</b>'
             f'<span class="mute">{size}</span><span class="end">{_WAVE[state]}</span></div>'
-            f'{wave_bar(wave)}<p class="mute">{told(wave)}</p><ul class="gates">{chips}</ul></li>'
+            f'{wave_bar(wave, back)}<p class="mute">{told(wave, back)}</p>'
+            f'<ul class="gates">{chips}</ul></li>'
         )
     return look.card("Waves", f'<ol class="steps">{"".join(steps)}</ol>')
 
@@ -144,7 +146,7 @@ def _limits(gate: AnyGate | None) -> str:
         if name in {"type", "name"}:
             continue
         if name.startswith("max_") and isinstance(value, float):
-            told.append(f"{name[4:]} at most {look.percent(value)}")
+            told.append(f"{name[4:]} at most {100 * value:g} %")
         elif name in {"minimum", "min_requests"}:
             told.append(f"at least {value} {'requests' if name == 'min_requests' else 'seen'}")
     return escape(", ".join(told))

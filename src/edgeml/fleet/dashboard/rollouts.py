@@ -35,19 +35,23 @@ def draw(seen: Snapshot) -> str:
 
 def wave_bars(row: RolloutRow) -> str:
     """Return one bar per wave, as wide as the wave has devices."""
+    gone = row.state == "rolled_back"  # what was committed is on its own version again
     bars = "".join(
         f'<div class="wave" style="flex-grow:{wave.devices}" '
-        f'title="wave {index + 1}: {told(wave)}">{wave_bar(wave)}</div>'
+        f'title="wave {index + 1}: {told(wave)}">'
+        f"{wave_bar(wave, wave.committed if gone else 0)}</div>"
         for index, wave in enumerate(row.waves)
     )
     return f'<div class="waves">{bars}</div>'
 
 
-def wave_bar(wave: WaveRow) -> str:
-    """Return the devices of a wave by state."""
+def wave_bar(wave: WaveRow, back: int = 0) -> str:
+    """Return the devices of a wave by state; ``back`` of the committed ones went back again."""
+    back = min(back, wave.committed)
     return charts.stack(
         (
-            ("ok", wave.committed),
+            ("ok", wave.committed - back),
+            ("warn", back),
             ("bad", wave.failed),
             ("busy", wave.trying),
             ("told", wave.sent),
@@ -56,13 +60,14 @@ def wave_bar(wave: WaveRow) -> str:
     )
 
 
-def told(wave: WaveRow) -> str:
-    """Return a wave's counts in words."""
+def told(wave: WaveRow, back: int = 0) -> str:
+    """Return a wave's counts in words; ``back`` devices went back again."""
     counts = (
         (wave.committed, "committed"),
         (wave.failed, "failed"),
         (wave.trying, "installing"),
         (wave.sent, "told"),
         (wave.waiting, "waiting"),
+        (back, "back on their own version"),
     )
     return ", ".join(f"{n} {word}" for n, word in counts if n) or "no device"

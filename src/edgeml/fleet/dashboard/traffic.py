@@ -20,7 +20,7 @@ KEPT = 900.0
 #: What "now" means for a rate, in seconds.
 NOW = 60.0
 #: Width of one point of the fleet's curve, in seconds.
-STEP = 15.0
+STEP = 5.0
 _BOUNDS = np.array([*LATENCY_BOUNDS, LATENCY_BOUNDS[-1]])
 
 
@@ -28,11 +28,13 @@ class Stats(msgspec.Struct, frozen=True):
     """Sums over some windows.
 
     Attributes:
+        last: When the newest of them came in.
         rate: Answered requests per second.
         p50_ms: Median latency, at most 19 % too high; None without requests.
         p95_ms: The same for the 95th percentile.
     """
 
+    last: float
     requests: int
     errors: int
     fallbacks: int
@@ -94,13 +96,19 @@ class Traffic:
         return found
 
     def versions(self, now: float, seconds: float = 300.0) -> dict[tuple[str, str], Stats]:
-        """Return (model, version) -> what all devices together did lately."""
+        """Return (model, version) -> what all devices together did lately; ``rate`` is of now."""
         groups: dict[tuple[str, str], list[Window]] = {}
         for kept in self._kept.values():
             for window in kept:
                 if window.received > now - seconds:
                     groups.setdefault((window.model, window.version), []).append(window)
-        return {key: _sum(group, _span(group)) for key, group in sorted(groups.items())}
+        found = {}
+        for key, group in sorted(groups.items()):
+            first = min(w.received - w.seconds for w in group)
+            lately = sum(w.requests for w in group if w.received > now - NOW)
+            rate = lately / max(1.0, min(NOW, now - first))
+            found[key] = msgspec.structs.replace(_sum(group, 0.0), rate=rate)
+        return found
 
     def curve(self, now: float) -> list[tuple[float, float]]:
         """Return (moment, requests per second of the fleet), oldest first.
@@ -137,15 +145,12 @@ class Traffic:
         return points
 
 
-def _span(windows: list[Window]) -> float:
-    """Return the time from the begin of the first to the end of the last window."""
-    return max(w.received for w in windows) - min(w.received - w.seconds for w in windows)
-
-
 def _sum(windows: Iterable[Window], seconds: float) -> Stats:
     counts = np.zeros(len(_BOUNDS), dtype=np.int64)
+    last = 0.0
     requests = errors = fallbacks = labelled = correct = 0
     for window in windows:
+        last = max(last, window.received)
         requests += window.requests
         errors += window.errors
         fallbacks += window.fallbacks
@@ -155,7 +160,7 @@ def _sum(windows: Iterable[Window], seconds: float) -> Stats:
             counts += np.asarray(window.latency, dtype=np.int64)
     p50, p95 = _quantile(counts, 0.5), _quantile(counts, 0.95)
     rate = requests / seconds if seconds > 0 else 0.0
-    return Stats(requests, errors, fallbacks, labelled, correct, rate, p50, p95)
+    return Stats(last, requests, errors, fallbacks, labelled, correct, rate, p50, p95)
 
 
 def _quantile(counts: np.ndarray[tuple[int], np.dtype[np.int64]], q: float) -> float | None:
