@@ -196,13 +196,6 @@ def test_a_device_tells_its_story(page, server, swarm):
     expect(page.locator("tr", has_text="digits 2.0.0").locator("svg.interval")).to_be_visible()
 
 
-def test_a_name_from_a_device_is_never_code(page, server, swarm):
-    swarm.devices["press-05"].say("strange", "info", "<img src=x onerror=window.bad=1>")
-    page.goto(server.url + "/")
-    expect(page.locator(".event", has_text="<img src=x").first).to_be_visible()
-    assert page.evaluate("window.bad === undefined")
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_picture(browser, server, session, swarm, theme):
     """A busy fleet, as the README shows it; narrow screens need no scrolling sideways."""
@@ -221,6 +214,13 @@ def test_the_picture(browser, server, session, swarm, theme):
             assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_name_from_a_device_is_never_code(page, server, swarm):
+    swarm.devices["press-05"].say("strange", "info", "<img src=x onerror=window.bad=1>")
+    page.goto(server.url + "/")
+    expect(page.locator(".event", has_text="<img src=x").first).to_be_visible()
+    assert page.evaluate("window.bad === undefined")
+
+
 def test_a_thousand_devices_are_still_quick(page, server, swarm):
     for i in range(1000):
         swarm.add(f"big-{i:04}")
@@ -235,3 +235,9 @@ def test_a_thousand_devices_are_still_quick(page, server, swarm):
     expect(rows).to_have_count(1)
     page.locator(".ag-row a", has_text="big-0777").click()
     expect(page.locator("h1")).to_contain_text("big-0777")
+
+
+def test_nothing_is_written_beside_the_data(server, swarm):
+    """The pages' framework keeps nothing, neither in the current folder nor in the data."""
+    assert not (server.folder.parent / ".nicegui").exists()
+    assert not (server.folder / "nicegui").exists()

@@ -263,7 +263,7 @@ def since(db: sa.Connection, moment: float, limit: int = 20_000) -> list[Window]
     ]  # fmt: skip
     query = sa.select(*names).where(c.received >= moment).order_by(c.received).limit(limit)
     return [
-        Window(*row[:-1], latency=msgspec.json.decode(row[-1], type=tuple[int, ...]))
+        Window(**{**row._mapping, "latency": tuple(msgspec.json.decode(row.latency))})
         for row in db.execute(query)
     ]
 

@@ -32,7 +32,7 @@ def machine(found: DeviceDetail) -> str:
     """Return who it is."""
     row, facts = found.row, found.facts
     plain = [
-        (name.replace("_", " "), escape(_fact(value)))
+        (name.removesuffix("_bytes").replace("_", " "), escape(_fact(value)))
         for name, value in facts.items()
         if value not in (None, "", [], {}, 0)
     ]

@@ -80,17 +80,21 @@ class Live:
         Raises:
             EdgemlError: What ``make`` raised; that is not kept.
         """
+        self._forget(time.monotonic() - _FORGET)
         async with self._locks.setdefault(key, asyncio.Lock()):
-            now = time.monotonic()
             made, value = self._kept.get(key, (0.0, None))
-            if now - made < FRESH:
+            if time.monotonic() - made < FRESH:
                 return cast(T, value)
             fresh = await asyncio.to_thread(make)
             self._kept[key] = (time.monotonic(), fresh)
-        for old in [k for k, (at, _) in self._kept.items() if now - at > _FORGET]:
-            if not self._locks[old].locked():
-                del self._kept[old], self._locks[old]
-        return fresh
+            return fresh
+
+    def _forget(self, before: float) -> None:
+        """Drop what nobody has asked for lately."""
+        for key in [k for k, lock in self._locks.items() if not lock.locked()]:
+            if self._kept.get(key, (0.0, None))[0] < before:
+                self._kept.pop(key, None)
+                del self._locks[key]
 
     async def snapshot(self) -> Snapshot:
         """Return the fleet as it is now, at most a second old."""
