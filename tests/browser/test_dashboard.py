@@ -4,6 +4,7 @@ The tests build on one another's fleet, in the order in which they stand here.
 """
 
 import http.client
+import re
 import shutil
 from pathlib import Path
 
@@ -129,7 +130,9 @@ def test_a_rollout_is_seen_as_it_goes(page, server, swarm):
     page.goto(f"{server.url}/rollouts/{rollout}")
     page.evaluate("window.same = true")
     expect(page.locator(".step.current")).to_contain_text("Wave 1")
-    expect(page.locator(".step.current")).to_contain_text("6 committed")
+    expect(page.locator(".step.current")).to_contain_text(
+        re.compile("[56] committed")  # the device that is away may be among the six
+    )
     expect(page.locator(".step.passed")).to_contain_text("Wave 1")
     expect(page.locator('[data-state="done"]')).to_be_visible(timeout=40_000)
     expect(page.locator(".step.passed")).to_have_count(2)
