@@ -1,8 +1,10 @@
 """Gate: may a rollout go on? Every answer comes with reasons and numbers.
 
 A gate sees an Observation (what the devices of the current wave did, and the counts of both arms
-since the wave began) and returns a Verdict: ``pass``, ``fail`` or ``wait``. A gate keeps nothing
-between two calls and reads no clock, so that a verdict can be repeated from what was recorded.
+since the wave began) and returns a Verdict: ``pass``, ``fail``, ``wait``, or ``undecided`` when the
+rollout may go on although nothing was seen that the gate could judge: that is not a pass, and is
+said wherever a pass would be. A gate keeps nothing between two calls and reads no clock, so that a
+verdict can be repeated from what was recorded.
 
 The arms: *canary* is every device that the rollout has touched, counted on the new version only;
 *control* is every other device of the fleet that runs another version of the same model at the
@@ -20,7 +22,7 @@ import msgspec
 
 from edgeml.stats.proportion import newcombe, wilson
 
-Answer = Literal["pass", "fail", "wait"]
+Answer = Literal["pass", "fail", "wait", "undecided"]
 
 
 class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -152,7 +154,10 @@ class InstallGate(msgspec.Struct, frozen=True, tag="install"):
     name: str = "install"
 
     def judge(self, seen: Observation) -> Verdict:
-        """Fail on too many failures, pass when all reachable devices have ended their attempt."""
+        """Fail on too many failures, pass when all reachable devices have ended their attempt.
+
+        A wave of which no device could be reached is undecided.
+        """
         late = seen.age > self.timeout
         wave = seen.current
         good = [d for d in wave if d.state == "committed"]
@@ -176,7 +181,7 @@ class InstallGate(msgspec.Struct, frozen=True, tag="install"):
         if open_ or so_far < needed:
             waiting = f"{len(open_)} still at it, {so_far} of at least {needed} ended"
             return Verdict(self.name, "wait", (waiting, *reasons), evidence)
-        return Verdict(self.name, "pass", tuple(reasons), evidence)
+        return Verdict(self.name, "pass" if ended else "undecided", tuple(reasons), evidence)
 
 
 class HealthGate(msgspec.Struct, frozen=True, tag="health"):
@@ -255,7 +260,7 @@ class LabelGate(msgspec.Struct, frozen=True, tag="labels"):
         max_drop: Largest drop of the accuracy against the control, absolute, in [0, 1].
         minimum: Labels per arm before anything is said.
         patience: Seconds to wait for them.
-        required: What happens then: hold until people decide (True), or pass and say so (False).
+        required: What happens then: hold until people decide (True), or go on undecided (False).
     """
 
     max_drop: float = 0.05
@@ -265,11 +270,11 @@ class LabelGate(msgspec.Struct, frozen=True, tag="labels"):
     name: str = "labels"
 
     def judge(self, seen: Observation) -> Verdict:
-        """Compare the accuracies once both arms have enough labels."""
+        """Compare the accuracies once both arms have enough labels; else it is undecided."""
         canary, control = seen.canary, seen.control
         if not control.devices:
             reason = "no other device runs another version: nothing to compare with"
-            return Verdict(self.name, "pass", (reason,), self._figures(canary, control))
+            return Verdict(self.name, "undecided", (reason,), self._figures(canary, control))
         if canary.labelled < self.minimum or control.labelled < self.minimum:
             return self._too_few(seen)
         drop = control.correct / control.labelled - canary.correct / canary.labelled
@@ -292,7 +297,7 @@ class LabelGate(msgspec.Struct, frozen=True, tag="labels"):
         if seen.age < self.patience or self.required:
             return Verdict(self.name, "wait", (counts,), evidence)
         reason = f"not judged after {self.patience:.0f} s: {counts}"
-        return Verdict(self.name, "pass", (reason,), evidence)
+        return Verdict(self.name, "undecided", (reason,), evidence)
 
     @staticmethod
     def _figures(canary: Arm, control: Arm) -> dict[str, Figure]:

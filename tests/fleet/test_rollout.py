@@ -105,6 +105,21 @@ def test_a_failed_gate_sends_the_touched_back_to_their_own_version():
     assert shell.notes[-1].kind == "offline"
 
 
+def test_a_wave_that_nothing_was_known_of_is_told():
+    shell = Shell([["a"], ["b"]])
+    shell.feed(m.Start(1.0))
+    shell.report("a")
+    shell.feed(m.Tick(2.0, verdicts("pass", "pass", "undecided")))
+    assert (
+        shell.rollout.reason
+        == "wave 2 of 2: 1 device; labels gate undecided: labels says undecided"
+    )
+    shell.report("b")
+    shell.feed(m.Tick(3.0, verdicts("pass", "pass", "undecided")))
+    assert shell.rollout.state is m.State.DONE
+    assert shell.rollout.reason.startswith("2 of 2 devices committed 2.0.0; labels gate undecided")
+
+
 def test_people_pause_resume_abort():
     shell = Shell([["a", "b"], ["c"]])
     shell.feed(m.Start(1.0))
@@ -221,7 +236,11 @@ class Fleet(RuleBasedStateMachine):
         if not lose:
             self.shell.feed(m.DeviceReported(self.now, d, generation, slot))
 
-    @rule(states=st.lists(st.sampled_from(["pass", "wait", "fail"]), min_size=3, max_size=3))
+    @rule(
+        states=st.lists(
+            st.sampled_from(["pass", "undecided", "wait", "fail"]), min_size=3, max_size=3
+        )
+    )
     def tick(self, states):
         self.now += 1
         judged = verdicts(*states) if self.shell.rollout.wave >= 0 else ()

@@ -95,6 +95,7 @@ class Rollout(msgspec.Struct, frozen=True, omit_defaults=True):
         wave_since: When the current wave was released.
         since: When this state began.
         reason: Why it stands there.
+        passed: Gates that passed at the end of a wave, with something to judge.
     """
 
     id: str
@@ -114,6 +115,7 @@ class Rollout(msgspec.Struct, frozen=True, omit_defaults=True):
     wave_since: float = 0.0
     since: float = 0.0
     reason: str = ""
+    passed: tuple[str, ...] = ()
 
     @property
     def touched(self) -> tuple[str, ...]:
@@ -293,16 +295,32 @@ def _enter(
 
 def _release(rollout: Rollout, wave: int, now: float, verdicts: tuple[Verdict, ...] = ()) -> Result:
     """Let the next wave out, or finish after the last."""
+    passed = {*rollout.passed, *(v.gate for v in verdicts if v.state == "pass")}
+    rollout = msgspec.structs.replace(rollout, passed=tuple(sorted(passed)))
+    unjudged = _unjudged(rollout, verdicts)
     if wave >= len(rollout.wave_sizes):
         touched = len(rollout.touched)
         good = sum(p.state == "committed" for p in rollout.parts.values())
-        reason = f"{good} of {touched} devices committed {rollout.ref.version}"
+        reason = f"{good} of {count_of(touched, 'device')} committed {rollout.ref.version}"
+        reason += unjudged
         return _enter(rollout, State.DONE, now, reason, verdicts)
     members = sorted(d for d, p in rollout.parts.items() if p.wave == wave)
-    reason = f"wave {wave + 1} of {len(rollout.wave_sizes)}: {len(members)} devices"
+    reason = f"wave {wave + 1} of {len(rollout.wave_sizes)}: {count_of(len(members), 'device')}"
+    reason += unjudged
     moved = msgspec.structs.replace(rollout, wave=wave, wave_since=now)
     commands = tuple(SendOut(device) for device in members)
     return _enter(moved, State.RUNNING, now, reason, verdicts, commands)
+
+
+def _unjudged(rollout: Rollout, verdicts: tuple[Verdict, ...]) -> str:
+    """Return the gates that let it go on, and have not seen anything to judge in any wave."""
+    undecided = [v for v in verdicts if v.state == "undecided" and v.gate not in rollout.passed]
+    return "".join(f"; {v.gate} gate undecided: {v.reasons[0]}" for v in undecided)
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return ``1 device``, ``2 devices``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _roll_back(
@@ -423,9 +441,10 @@ def _finish_back(rollout: Rollout, now: float, online: frozenset[str] | None) ->
         return rollout, ()
     changed, notes = _enter(rollout, State.ROLLED_BACK, now, rollout.reason)
     if away:
-        told = f"{len(away)} offline devices go back when they return"
+        told = f"offline and back in place when they return: {count_of(len(away), 'device')}"
         notes = (*notes, Note("offline", told))
     if len(left) > len(away):
-        told = f"{len(left) - len(away)} devices have no earlier version and wait for a new one"
+        stuck = count_of(len(left) - len(away), "device")
+        told = f"without an earlier version, and not emptied yet: {stuck}"
         notes = (*notes, Note("stranded", told))
     return changed, notes

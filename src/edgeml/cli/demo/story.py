@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+import signal
 import sys
 import time
 from importlib import resources
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -69,6 +71,9 @@ class Demo:
             GateError: A step did not happen as it must.
             EdgemlError: Something could not be done.
         """
+        # A terminal's Ctrl-C, a plain `kill`, or either in the background: all end the children too.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
         with Processes(self.out / "logs") as processes:
             profiles = self._profiles()
             self._convert(profiles, processes)
@@ -254,10 +259,14 @@ class Demo:
                 time.sleep(3600)
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def _evidence(detail: RolloutDetail) -> list[str]:
     """Return what the gates said last, one line each."""
     judged = [d.verdicts for d in detail.decisions if d.verdicts] or [detail.verdicts]
     # The verdicts that let the canary pass tell most: later waves have nobody to compare with.
-    passed = [found for found in judged if all(v.state == "pass" for v in found)]
+    passed = [found for found in judged if all(v.state in {"pass", "undecided"} for v in found)]
     chosen = passed[0] if passed and detail.row.state == "done" else judged[-1]
     return [f"gate {v.gate}: {v.state}, {'; '.join(v.reasons)}" for v in chosen]

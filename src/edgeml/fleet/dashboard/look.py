@@ -32,6 +32,7 @@ STATES: dict[str, tuple[str, str, str]] = {
     "pass": ("ok", "ok", "pass"),
     "fail": ("bad", "bad", "fail"),
     "wait": ("busy", "wait", "wait"),
+    "undecided": ("warn", "warn", "undecided"),
     "info": ("off", "info", "info"),
     "warning": ("warn", "warn", "warning"),
     "critical": ("bad", "bad", "critical"),
