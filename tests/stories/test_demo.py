@@ -93,6 +93,29 @@ def test_serve_stays_up_and_ends_with_ctrl_c(tmp_path):
     assert children_below(out) == []
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("demo")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_when_it_is_killed(tmp_path, number):
+    out = tmp_path / "demo"
+    child = subprocess.Popen([*DEMO, "--out", str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        for line in child.stdout:
+            if "devices enrolled and online" in line:
+                break
+        assert children_below(out)
+        child.send_signal(number)
+        assert child.wait(timeout=60) != 0
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    end = time.monotonic() + 20
+    while children_below(out) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert children_below(out) == []
+
+
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     done = subprocess.run([*DEMO, "--out", str(tmp_path)], capture_output=True, text=True)

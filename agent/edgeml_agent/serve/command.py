@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 @click.option("--uds", default="", help="Path of a Unix socket to serve on as well.")
 @click.option("--profile", default="", help="Serve only variants of this profile.")
 @click.option(
-    "--token", default="", envvar="EDGEML_TOKEN", help="Secret that requests over TCP must bring."
-)
+    "--token", default="", envvar="EDGEML_AGENT_TOKEN",
+    help="Secret that requests over TCP must bring.",
+)  # fmt: skip
 @click.option("--max-batch", default=64, show_default=True, help="Most rows of one run.")
 @click.option("--max-queue", default=256, show_default=True, help="Requests that may wait.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when ready.")

@@ -11,16 +11,20 @@ import click
 from edgeml.cli.fleet_common import (
     ago,
     clock,
+    confirm,
     connected,
     data_folder,
+    dry_run_option,
     json_option,
     parse_address,
     show_json,
     table,
+    yes_option,
 )
 from edgeml.cli.fleet_rollouts import deploy, rollback, rollout, rollouts
 from edgeml.errors import InputError, UsageError
 from edgeml.fleet.client import FleetClient
+from edgeml.messages.topics import check_name
 from edgeml.plugins import load_object
 
 
@@ -74,9 +78,41 @@ def serve(
         login = f"login: {found.user}"
         if found.password:
             login += f", password: {found.password} (shown this once)"
-        click.echo(f"fleet '{name}' on {found.url}, broker on {found.mqtt}, {login}")
+        click.echo(f"fleet '{name}' on {found.url}, {found.broker or 'broker'} on {found.mqtt}")
+        click.echo(f"{login}; token for the command line: {found.token_file}")
+        if not found.password:
+            lost = f"edgeml fleet password {found.user} --data {settings.data}"
+            click.echo(f"password lost? '{lost}' sets a new one", err=True)
 
     load_object("edgeml.fleet.server:serve", extra="fleet")(settings, ready)
+
+
+@group.command()
+@click.argument("user", default="admin")
+@click.option(
+    "--data", envvar="EDGEML_DATA", type=click.Path(path_type=Path), default=None,
+    help="Folder of the server on this machine.",
+)  # fmt: skip
+@yes_option
+@dry_run_option
+@json_option
+def password(user: str, data: Path | None, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Set a new password, on the server's own machine."""
+    folder = data or data_folder()
+    if dry_run:
+        would = {"user": user, "data": str(folder)}
+        if as_json:
+            show_json(would)
+        else:
+            click.echo(f"would set a new password for '{user}' of the fleet in {folder}")
+        return
+    confirm(f"set a new password for '{user}', and end the sessions of this user?", yes)
+    found = load_object("edgeml.fleet.access:new_password", extra="fleet")(folder, user)
+    if as_json:
+        show_json(found)
+    else:
+        click.echo(f"login: {found.user}, password: {found.password} (shown this once)")
+        click.echo(f"token for the command line: {found.token_file}")
 
 
 @group.command()
@@ -90,11 +126,16 @@ def enrol(
     client: FleetClient, device: str, out: Path, profile: str, tags: tuple[str, ...], as_json: bool
 ) -> None:
     """Write the file that turns a machine into a device."""
+    check_name(device, "device")
     pairs: dict[str, str] = {}
     for tag in tags:
         key, equals, value = tag.partition("=")
         if not key or not equals:
             raise UsageError(f"tag '{tag}' is not KEY=VALUE", "for example --tag site=berlin")
+        if any(letter in ", \t\n" for letter in tag):
+            raise UsageError(
+                f"tag '{tag}' holds a space or a comma", "no selector could name such a device"
+            )
         pairs[key] = value
     data = client.enrol(device, profile, pairs)
     temporary = out.with_name(out.name + ".new")
@@ -150,7 +191,10 @@ def device(client: FleetClient, name: str, as_json: bool) -> None:
     row = found.row
     state = "online" if row.online else "offline"
     click.echo(f"{row.device}  {state}  {row.health}  agent {row.agent_version or '-'}")
-    click.echo(f"{row.profile}  {found.facts.get('cpu', '')}  {found.facts.get('os', '')}")
+    if found.facts:
+        click.echo(f"{row.profile}  {found.facts.get('cpu', '')}  {found.facts.get('os', '')}")
+    else:
+        click.echo(f"enrolled {ago(found.enrolled)} ago, and has not connected yet")
     cells = [
         (s.slot, s.version, s.desired, s.last_verified, s.phase, s.placement, s.detail)
         for s in row.slots

@@ -85,6 +85,7 @@ def _gates(given: dict[str, Any]) -> tuple[AnyGate, ...]:
 @click.option("--trial-seconds", type=_SECONDS, default=10.0, show_default=True,
               help="Or seconds of it.")  # fmt: skip
 @_gate_options
+@click.option("--id", "plan_id", default="", help="Id that --plan told, to get exactly its waves.")
 @click.option("--plan", "--dry-run", "plan_only", is_flag=True, help="Only show the plan.")
 @click.option("--wait", is_flag=True, help="Follow it to its end; exit 1 when it goes back.")
 @yes_option
@@ -99,6 +100,7 @@ def deploy(
     slot: str,
     trial_requests: int,
     trial_seconds: float,
+    plan_id: str,
     plan_only: bool,
     wait: bool,
     yes: bool,
@@ -109,7 +111,7 @@ def deploy(
     model, wanted = parse_version(version)
     request = RolloutRequest(
         model, wanted, selector, strategy, waves, slot, _gates(limits), trial_requests,
-        trial_seconds,
+        trial_seconds, plan_id,
     )  # fmt: skip
     plan = client.preview(request)
     if plan_only:
@@ -117,6 +119,7 @@ def deploy(
             show_json(plan)
         else:
             _show_plan(plan)
+            click.echo(f"add '--id {plan.id} --yes' to get exactly these waves")
         return 0
     if not yes:
         _show_plan(plan, err=True)
@@ -136,12 +139,18 @@ def _show_plan(plan: Plan, err: bool = False) -> None:
     ref = plan.ref
     click.echo(f"{ref.model} {ref.version} ({ref.digest[:19]}) into '{plan.slot}'", err=err)
     for number, wave in enumerate(plan.waves, 1):
-        some = ", ".join(wave[:8]) + (f" and {len(wave) - 8} more" if len(wave) > 8 else "")
-        click.echo(f"wave {number}: {len(wave)} devices: {some}", err=err)
+        click.echo(f"wave {number}: {_some(wave)}", err=err)
     if plan.offline:
-        click.echo(f"offline now: {len(plan.offline)}", err=err)
+        click.echo(f"offline now: {_some(plan.offline)}", err=err)
     for name, why in list(plan.skipped.items())[:20]:
         click.echo(f"skipped {name}: {why}", err=err)
+
+
+def _some(names: tuple[str, ...], most: int = 8) -> str:
+    """Return how many devices, and the first of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    noun = "device" if len(names) == 1 else "devices"
+    return f"{len(names)} {noun}: {', '.join(names[:most])}{more}"
 
 
 def _follow(client: FleetClient, rollout_id: str, as_json: bool) -> int:

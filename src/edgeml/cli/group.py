@@ -15,7 +15,7 @@ import click
 from edgeml.cli import settings
 from edgeml.cli.table import Row
 from edgeml.errors import EdgemlError, nearest
-from edgeml.plugins import load_object
+from edgeml.plugins import EXTRAS, load_object, missing
 
 _EXIT_INTERRUPTED = 130
 _EXIT_BUG = 70
@@ -112,6 +112,11 @@ def run(command: click.Command, args: list[str] | None = None) -> int:
         result = command.main(args=words, standalone_mode=False)
     except EdgemlError as error:
         return _report(words, error.message, error.hint, error.exit_code, error.as_dict())
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in EXTRAS:
+            return _bug(words, error)
+        absent = missing(error.name or "")
+        return _report(words, absent.message, absent.hint, absent.exit_code, absent.as_dict())
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return error.exit_code
@@ -128,9 +133,14 @@ def run(command: click.Command, args: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        message = f"internal error: {type(error).__name__}: {error}"
-        return _report(words, message, "run it again with -v and report it", _EXIT_BUG)
+        return _bug(words, error)
     return result if isinstance(result, int) else 0
+
+
+def _bug(words: list[str], error: Exception) -> int:
+    """Report what nobody expected."""
+    message = f"internal error: {type(error).__name__}: {error}"
+    return _report(words, message, "run it again with -v and report it", _EXIT_BUG)
 
 
 def _report(

@@ -18,7 +18,9 @@ from edgeml.cli.fleet_common import (
     table,
     yes_option,
 )
+from edgeml.errors import UsageError
 from edgeml.fleet.client import FleetClient
+from edgeml.messages.topics import check_name
 
 
 @click.group("registry")
@@ -93,7 +95,9 @@ def alias(
 ) -> None:
     """Point an alias such as prod at a version."""
     model, wanted = parse_version(version)
-    label = name.removeprefix("@")
+    label = check_name(name.removeprefix("@"), "alias")
+    if label[0].isdigit():
+        raise UsageError(f"alias '{label}' begins like a version", "begin it with a letter")
     row = client.version(model, wanted).row
     if not dry_run:
         confirm(f"point @{label} of {model} at {row.version}?", yes)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from types import TracebackType
 from edgeml.errors import InternalError, UnreachableError
 
 _GRACE_S = 10.0
+_PR_SET_PDEATHSIG = 1
 
 
 def free_port() -> int:
@@ -23,6 +26,12 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to end a child when the demo itself is killed; a no-op where it cannot."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Processes:
@@ -56,6 +65,7 @@ class Processes:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def run(self, words: Sequence[str]) -> bytes:

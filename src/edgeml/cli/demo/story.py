@@ -71,7 +71,7 @@ class Demo:
             GateError: A step did not happen as it must.
             EdgemlError: Something could not be done.
         """
-        # A terminal's Ctrl-C, a plain `kill`, or either in the background: all end the children too.
+        # Ctrl-C or a plain `kill`, in the background too: both end the children as well.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
         with Processes(self.out / "logs") as processes:
