@@ -168,14 +168,17 @@ class InstallGate(msgspec.Struct, frozen=True, tag="install"):
         away = len(wave) - len(good) - len(failed) - len(open_)
         ended = len(good) + len(failed)
         needed = min(self.minimum, len(seen.devices))
-        so_far = sum(d.state in ("committed", "failed") for d in seen.devices)
+        so_far = ended + sum(
+            d.state in ("committed", "failed") for d in seen.devices if d.wave != seen.wave
+        )
         evidence = {"failed": _share(len(failed), ended)}
         reasons = [f"{len(good)} of {ended} attempts committed, {len(failed)} failed"]
         if away:
             reasons.append(f"{away} of {len(wave)} devices are offline and not counted")
         for device in failed[:3]:
             reasons.append(f"{device.device}: {device.detail or 'no answer in time'}")
-        if ended and so_far >= needed and len(failed) > self.max_failed * ended:
+        # Too many even if all that are still at it came through: one early failure is no share.
+        if ended and so_far >= needed and len(failed) > self.max_failed * (ended + len(open_)):
             reasons.insert(0, f"failed share above {self.max_failed:.0%}")
             return Verdict(self.name, "fail", tuple(reasons), evidence)
         if open_ or so_far < needed:

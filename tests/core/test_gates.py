@@ -71,6 +71,9 @@ def test_install_counts_attempts_and_not_plans():
         (["committed", "trying"], 601, "fail"),  # no end in time is a failure
         (["committed"] * 10 + ["failed"], 5, "pass"),  # 1 of 11 is below 10 %
         (["committed"] * 8 + ["failed"], 5, "fail"),
+        (["failed"] + ["trying"] * 10, 5, "wait"),  # 1 of 11, when the others come through
+        (["failed"] * 2 + ["trying"] * 10, 5, "fail"),  # too many, whatever the others do
+        (["trying"], 601, "fail"),  # nobody ended: late is an end
     ],
 )
 def test_install(states, age, expected):
