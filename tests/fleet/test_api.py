@@ -157,6 +157,49 @@ def test_one_server_per_folder(server, capsys):
     assert "cannot listen" in capsys.readouterr().err
 
 
+def test_a_new_password_on_the_servers_machine(server, capsys):
+    command = LazyGroup(COMMANDS, name="edgeml")
+    here = ["fleet", "password", "--data", str(server.data), "--yes", "--json"]
+    login = {"user": "admin", "password": server.ready["password"]}
+    session = json.loads(call(server, "POST", "/api/v1/login", login)[2])["token"]
+    assert run(command, [*here, "--dry-run"]) == 0
+    assert call(server, "POST", "/api/v1/login", login)[0] == 200
+    capsys.readouterr()
+    assert run(command, here) == 0
+    server.ready["password"] = json.loads(capsys.readouterr().out)["password"]
+    assert call(server, "POST", "/api/v1/login", login)[0] == 401
+    login["password"] = server.ready["password"]
+    assert call(server, "POST", "/api/v1/login", login)[0] == 200
+    with pytest.raises(NotTrustedError):
+        FleetClient(server.url, session).devices()  # what the old password opened is shut
+    (server.data / "admin-token").rename(server.data / "kept")
+    assert run(command, here) == 0
+    server.ready["password"] = json.loads(capsys.readouterr().out)["password"]
+    server.token = (server.data / "admin-token").read_text().strip()
+    assert FleetClient(server.url, server.token).devices()
+    assert run(command, [*here[:2], "amdin", *here[2:]]) == 2
+    assert "did you mean 'admin'" in capsys.readouterr().err
+    assert run(command, [*here[:3], str(server.data / "nothing"), "--yes"]) == 2
+    assert "holds no fleet" in capsys.readouterr().err
+
+
+def test_a_start_that_fails_makes_no_password(server, tmp_path, capsys):
+    command = LazyGroup(COMMANDS, name="edgeml")
+    data = tmp_path / "new"
+    words = ["fleet", "serve", "--data", str(data), "--http", "127.0.0.1:0"]
+    assert run(command, [*words, "--mqtt", "{}:{}".format(*server.mqtt)]) == 2
+    assert "--mqtt" in capsys.readouterr().err
+    assert not (data / "admin-token").exists()
+    (tmp_path / "file").write_text("")
+    words[3] = str(tmp_path / "file")
+    assert run(command, words) == 2
+    assert "cannot write in" in capsys.readouterr().err
+    (data / "fleet.db").write_bytes(b"not a database" * 100)
+    words[3] = str(data)
+    assert run(command, words) == 2
+    assert "cannot open the database" in capsys.readouterr().err
+
+
 def test_guessing_is_slowed_down(server):
     for _ in range(5):
         wrong = {"user": "root", "password": "x"}
@@ -190,7 +233,7 @@ def test_the_document_knows_every_route_and_schema(server):
 
 
 def test_the_client_raises_what_the_server_said(server):
-    with pytest.raises(NotTrustedError, match="log in"):
+    with pytest.raises(NotTrustedError, match="not known"):
         FleetClient(server.url, "wrong").devices()
     with pytest.raises(UsageError, match="no device"):
         server.client.preview(RolloutRequest("kws", "1.0.0", "device=nobody"))
@@ -209,6 +252,9 @@ def test_enrolment(server, tmp_path, capsys):
     assert (found.broker_host, found.broker_port) == server.mqtt
     assert json.loads(found.root)["signed"]["_type"] == "root"
     assert edgeml(server, "fleet", "enrol", "a/b", "--out", str(tmp_path / "x")) == 2
+    assert (
+        edgeml(server, "fleet", "enrol", "x", "--tag", "a=b,c", "--out", str(tmp_path / "x")) == 2
+    )
     assert not (tmp_path / "x").exists()
 
 
@@ -253,6 +299,15 @@ def test_push_plan_alias(server, capsys, tmp_path):
     assert edgeml(server, "registry", "alias", "vww@1.0.0", "prod", "--dry-run") == 0
     assert server.client.versions("vww")[0].aliases == ()
     assert edgeml(server, "registry", "alias", "vww@1.0.0", "prod", "--yes") == 0
+    assert edgeml(server, "registry", "alias", "vww@1.0.0", "1.0", "--yes") == 2
+    assert edgeml(server, "registry", "alias", "vww@1.0.0", "a/b", "--yes") == 2
+    cut = tmp_path / "cut.edgeml"
+    cut.write_bytes(b"x" * 700)
+    capsys.readouterr()
+    assert edgeml(server, "registry", "push", str(cut)) == 2
+    assert "the file that was sent is not a bundle" in capsys.readouterr().err
+    assert edgeml(server, "registry", "push", str(tmp_path)) == 2
+    assert "oci-layout" in capsys.readouterr().err
     plan = (
         "fleet",
         "deploy",
@@ -267,4 +322,6 @@ def test_push_plan_alias(server, capsys, tmp_path):
     assert edgeml(server, *plan, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [len(wave) for wave in found["waves"]] == [1, 1]
+    assert edgeml(server, *plan, "--json", "--id", found["id"]) == 0
+    assert json.loads(capsys.readouterr().out)["waves"] == found["waves"]
     assert server.client.rollouts() == [] or server.client.rollouts()[0].ref.model != "vww"

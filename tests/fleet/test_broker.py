@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from edgeml.errors import UnreachableError, UsageError
+from edgeml.errors import UsageError
 from edgeml.fleet.broker import EmbeddedBroker, answers, free_port, is_loopback
 from edgeml.link.mqtt import MqttLink
 
@@ -61,7 +61,7 @@ def test_a_taken_port_is_said(kind, tmp_path):
     first.start()
     try:
         second = EmbeddedBroker("127.0.0.1", first.port, tmp_path / "second", kind)
-        with pytest.raises(UnreachableError, match=str(first.port)):
+        with pytest.raises(UsageError, match=str(first.port)):
             second.start()
         assert not second.running
         assert first.running

@@ -100,6 +100,13 @@ def test_the_first_version_of_all_has_nothing_to_go_back_to(fleet):
     fleet.services.control(rollout, "rollback", "a try")
     assert finished(fleet, rollout).state == "rolled_back"
     assert set(fleet.versions().values()) == {None}
+    told = fleet.services.rollout(rollout)
+    assert {d.detail for d in told.devices} == {"empty, waiting for a version"}
+    slots = [s for d in fleet.services.devices() for s in d.slots]
+    assert {s.detail for s in slots} == {"empty, waiting for a version"}
+    fleet.push("1.0.1")
+    assert finished(fleet, fleet.deploy("1.0.1", gates=QUICK)).state == "done"
+    assert set(fleet.versions().values()) == {"1.0.1"}
 
 
 def test_an_offline_canary_never_gets_what_was_rolled_back(fleet):

@@ -22,6 +22,7 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from edgeml.errors import (
+    BundleError,
     EdgemlError,
     GateError,
     InputError,
@@ -102,7 +103,8 @@ class _Guard:
         token = token_of(request)
         user = await run_in_threadpool(self._services.who, token) if token else None
         if user is None:
-            raise HTTPException(401, "log in first, or send a bearer token")
+            said = "the token is not known, or has ended" if token else "not logged in"
+            raise HTTPException(401, said)
         return user
 
     async def admin(self, request: Request) -> User:
@@ -364,7 +366,12 @@ def _registry_routes(app: FastAPI, services: Services, guard: _Guard) -> None:
                     if size > MAX_BUNDLE:
                         raise UsageError(f"a bundle of more than {MAX_BUNDLE} bytes")
                     await run_in_threadpool(stream.write, chunk)
-            return reply(await run_in_threadpool(services.push, path, user.name))
+            try:
+                return reply(await run_in_threadpool(services.push, path, user.name))
+            except (BundleError, NotTrustedError) as error:
+                # Where it lay for a moment here tells nothing to the one who sent it.
+                said = error.message.replace(str(path), "the file that was sent")
+                raise type(error)(said, error.hint) from error
 
     asks = shape(views.VersionRow, takes=Alias)
 

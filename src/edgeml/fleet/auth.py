@@ -17,12 +17,15 @@ from pathlib import Path
 import msgspec
 import sqlalchemy as sa
 
+from edgeml.errors import InputError, nearest
 from edgeml.fleet import tables
 
 #: scrypt's cost: 16 MiB and some tens of milliseconds per try.
 _N, _R, _P = 1 << 14, 8, 1
 SESSION_SECONDS = 12 * 3600.0
 ADMIN = "admin"
+#: Token for the command line, in the data folder of the server.
+TOKEN_FILE = "admin-token"
 
 
 class User(msgspec.Struct, frozen=True):
@@ -67,6 +70,31 @@ def add_user(db: sa.Connection, name: str, password: str, role: str, now: float)
     mine = tables.users.c.name == name
     if db.execute(tables.users.update().where(mine).values(values)).rowcount == 0:
         db.execute(tables.users.insert().values(name=name, **values))
+
+
+def set_password(db: sa.Connection, name: str) -> str:
+    """Give a user a new password, and end the user's sessions.
+
+    Returns:
+        The password, which is kept nowhere.
+
+    Raises:
+        InputError: There is no such user; the hint gives the nearest.
+    """
+    users, tokens = tables.users, tables.tokens
+    password = secrets.token_urlsafe(12)
+    mine = users.c.name == name
+    if (
+        db.execute(
+            users.update().where(mine).values(password_hash=hash_password(password))
+        ).rowcount
+        == 0
+    ):
+        raise InputError(
+            f"no user '{name}'", nearest(name, db.scalars(sa.select(users.c.name)).all())
+        )
+    db.execute(tokens.delete().where(tokens.c.user == name, tokens.c.purpose == "session"))
+    return password
 
 
 def login(db: sa.Connection, name: str, password: str) -> User | None:
@@ -122,6 +150,12 @@ def first_admin(db: sa.Connection, token_file: Path, now: float) -> str:
         return ""
     password = secrets.token_urlsafe(12)
     add_user(db, ADMIN, password, "admin", now)
+    write_token(db, token_file, now)
+    return password
+
+
+def write_token(db: sa.Connection, token_file: Path, now: float) -> None:
+    """Make a token of the first admin, and write it to a file that its owner alone can read."""
     token = new_token(db, ADMIN, "command line", now)
     temporary = token_file.with_suffix(".new")
     temporary.unlink(missing_ok=True)
@@ -129,7 +163,6 @@ def first_admin(db: sa.Connection, token_file: Path, now: float) -> str:
     with os.fdopen(handle, "w") as stream:
         stream.write(token + "\n")
     temporary.replace(token_file)
-    return password
 
 
 def _digest(token: str) -> str:

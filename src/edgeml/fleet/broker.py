@@ -103,15 +103,17 @@ class EmbeddedBroker:
         """Run the broker and wait until it answers.
 
         Raises:
-            UnreachableError: The port is taken, or the broker ended or did not answer in
-                time; the message holds its last words.
+            UsageError: The port is taken.
+            UnreachableError: The broker ended or did not answer in time; the message holds its
+                last words.
             OSError: The folder cannot be written.
         """
         if self.running:
             return
         if is_taken(self.host, self.port):  # whoever holds it would answer in our broker's place
-            raise UnreachableError(
-                f"port {self.port} of {self.host} is taken", "stop who has it, or choose another"
+            raise UsageError(
+                f"port {self.port} of {self.host} is taken",
+                "stop who has it, or choose another broker port with --mqtt HOST:PORT",
             )
         self._folder.mkdir(parents=True, exist_ok=True)
         log = self._folder / "broker.log"

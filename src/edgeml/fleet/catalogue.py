@@ -106,7 +106,8 @@ def set_alias(db: sa.Connection, model: str, alias: str, version: str, now: floa
         InputError: There is no such version.
         UsageError: The alias is not a name.
     """
-    check_name(alias, "alias")
+    if check_name(alias, "alias")[0].isdigit():  # whoever names it would mean a version
+        raise UsageError(f"alias '{alias}' begins like a version", "begin it with a letter")
     ref, _ = resolve(db, model, version)
     values = {"version": ref.version, "at": now}
     mine = sa.and_(_aliases.c.name == model, _aliases.c.alias == alias)

@@ -162,7 +162,7 @@ class FleetClient:
             return UnreachableError(f"{self._server} answers with status {status}, not as a fleet")
         hint = problem.hint
         if status == 401 and not hint:
-            hint = "give a token with --token or EDGEML_TOKEN; the server wrote DATA/admin-token"
+            hint = "give the token in DATA/admin-token of the server with --token or EDGEML_TOKEN"
         family = getattr(errors, problem.type, InternalError)
         if not (isinstance(family, type) and issubclass(family, EdgemlError)):
             family = InternalError
@@ -184,6 +184,8 @@ def _opened(path: Path) -> IO[bytes]:
     """Return a bundle as one stream of bytes."""
     if not path.is_dir():
         return path.open("rb")
+    if not (path / "oci-layout").is_file():
+        raise InputError(f"the folder {path} is not a bundle", "it holds no file oci-layout")
     stream = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name in ("oci-layout", "index.json"):

@@ -99,7 +99,8 @@ def _nobody(selector: str, skipped: dict[str, str]) -> UsageError:
         hint = "look at 'edgeml fleet devices'"
         return UsageError(f"selector '{selector}' fits no device", hint)
     some = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
-    return UsageError(f"no device of '{selector}' can take it: {some}")
+    hint = "choose another version, or other devices with --to"
+    return UsageError(f"no device of '{selector}' can take it: {some}", hint)
 
 
 def _gates(wanted: tuple[AnyGate, ...]) -> tuple[AnyGate, ...]:
@@ -124,7 +125,7 @@ def create(work: Work, engine: RolloutEngine, request: RolloutRequest, author: s
     if busy:
         raise UsageError(
             f"rollout {busy[0].id} is {busy[0].state.value} in slot '{made.slot}'",
-            "wait for its end, or abort it",
+            f"wait for its end, or 'edgeml fleet rollout {busy[0].id} abort'",
         )
     if engine.get(work, made.id) is not None:
         raise UsageError(f"there is a rollout {made.id} already", "make a new preview")
@@ -161,7 +162,7 @@ def control(
     if action not in may:
         raise UsageError(
             f"rollout {rollout_id} is {rollout.state.value}: it cannot be asked to '{action}'",
-            f"possible now: {', '.join(may)}" if may else "it has ended",
+            f"possible now: {', '.join(may)}" if may else "it has ended for good",
         )
     if action == "rollback" and rollout.state in {State.DONE, State.ABORTED}:
         _check_newest(engine, rollout)

@@ -441,10 +441,10 @@ def _finish_back(rollout: Rollout, now: float, online: frozenset[str] | None) ->
         return rollout, ()
     changed, notes = _enter(rollout, State.ROLLED_BACK, now, rollout.reason)
     if away:
-        told = f"offline and back in place when they return: {count_of(len(away), 'device')}"
+        told = f"left to go back on return: {count_of(len(away), 'device')}"
         notes = (*notes, Note("offline", told))
     if len(left) > len(away):
         stuck = count_of(len(left) - len(away), "device")
-        told = f"without an earlier version, and not emptied yet: {stuck}"
+        told = f"without an earlier version, and still on this one: {stuck}"
         notes = (*notes, Note("stranded", told))
     return changed, notes

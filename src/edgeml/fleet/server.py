@@ -28,7 +28,7 @@ import msgspec
 import uvicorn
 from fastapi import FastAPI
 
-from edgeml.errors import UsageError
+from edgeml.errors import InputError, UsageError
 from edgeml.fleet import auth
 from edgeml.fleet.api import create_app
 from edgeml.fleet.blocks import BlockServer
@@ -45,7 +45,6 @@ from edgeml.trust.repository import TrustRepository
 logger = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 12 * 3600.0
-TOKEN_FILE = "admin-token"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,15 +97,14 @@ class Fleet:
 
     Raises:
         UsageError: Another server runs on the folder, or a setting cannot be used.
-        OSError: The folder cannot be written.
+        InputError: The folder or its database cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
         """Open what is kept, and make it at the first start."""
         check_name(settings.fleet, "fleet")
         data = settings.data
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _lock(data / "lock")
+        self._lock = _lock(data)
         self.store = Store.at(data / "fleet.db")
         self.trust = _open_trust(data / "trust")
         self._broker = None
@@ -136,9 +134,9 @@ class Fleet:
             lambda: self.trust.root_bytes,
             settings.seen_as or address,
         )
-        with self.store.write() as db:
-            now = self.controller.clock()
-            self.password = auth.first_admin(db, data / TOKEN_FILE, now)
+        self._token_file = data / auth.TOKEN_FILE
+        #: Of the first admin, when ``start`` has just made one; kept nowhere.
+        self.password = ""
         self._stopping = threading.Event()
         self._refresher = threading.Thread(target=self._refresh, name="fleet-trust", daemon=True)
 
@@ -151,10 +149,14 @@ class Fleet:
         """Start the broker, connect and work.
 
         Raises:
+            UsageError: The broker's port is taken.
             UnreachableError: The broker does not start.
         """
         if self._broker is not None:
             self._broker.start()
+        # Not before: a password that was made by a start that failed would never be shown.
+        with self.store.write() as db:
+            self.password = auth.first_admin(db, self._token_file, self.controller.clock())
         self.controller.start()
         self._refresher.start()
 
@@ -190,6 +192,7 @@ def serve(settings: Settings, ready: Callable[[Ready], None]) -> None:
 
     Raises:
         UsageError: An address is in use, or see ``Fleet``.
+        InputError: See ``Fleet``.
         UnreachableError: The broker does not start.
     """
     listener = _listen(*settings.http)
@@ -204,9 +207,7 @@ def serve(settings: Settings, ready: Callable[[Ready], None]) -> None:
             signal.signal(number, lambda _number, _frame: None)
         app = build_app(fleet)
         mount(app, fleet.services, settings.data)
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=3
-        )
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3)
         named = f"[{host}]" if ":" in host else host
         ready(
             Ready(
@@ -214,7 +215,7 @@ def serve(settings: Settings, ready: Callable[[Ready], None]) -> None:
                 mqtt="{}:{}".format(*fleet.mqtt),
                 user=auth.ADMIN,
                 password=fleet.password,
-                token_file=str(settings.data / TOKEN_FILE),
+                token_file=str(settings.data / auth.TOKEN_FILE),
                 broker=fleet.broker,
             )
         )
@@ -243,24 +244,32 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
         raise UsageError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}",
             "choose another port with --http HOST:PORT",
         ) from error
 
 
-def _lock(path: Path) -> TextIO:
-    """Hold a folder for this process.
+def _lock(folder: Path) -> TextIO:
+    """Hold a folder for this process; it is made when it is not there.
 
     Raises:
         UsageError: Another process holds it.
+        InputError: It cannot be written.
     """
-    stream = path.open("a")
+    path = folder / "lock"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stream = path.open("a")
+    except OSError as error:
+        raise InputError(
+            f"cannot write in {folder}: {error.strerror}", "choose another --data"
+        ) from error
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         stream.close()
         raise UsageError(
-            f"another server runs on {path.parent}", "stop it, or choose another --data"
+            f"another server runs on {folder}", "stop it, or choose another --data"
         ) from error
     os.truncate(path, 0)
     stream.write(f"{os.getpid()}\n")

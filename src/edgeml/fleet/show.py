@@ -8,7 +8,7 @@ import msgspec
 
 from edgeml.fleet.history import Decision
 from edgeml.fleet.inventory import Device
-from edgeml.fleet.rollout import Rollout, allowed
+from edgeml.fleet.rollout import Part, Rollout, allowed
 from edgeml.fleet.telemetry import StoredEvent, VersionCounts
 from edgeml.fleet.views import (
     DecisionRow,
@@ -24,6 +24,9 @@ from edgeml.fleet.views import (
 from edgeml.gates import Verdict
 from edgeml.messages.payloads import DesiredState, SlotReport
 from edgeml.stats.buckets import LatencyHistogram
+
+#: Of a slot whose version was taken away, with none before it.
+EMPTY = "empty, waiting for a version"
 
 
 def device_row(device: Device, desired: DesiredState | None) -> DeviceRow:
@@ -54,6 +57,7 @@ def _slot_row(name: str, held: SlotReport | None, desired: str) -> SlotRow:
     if held is None:
         return SlotRow(slot=name, desired=desired)
     active, verified = held.active, held.last_verified
+    idle = active is None and not desired and held.phase == "idle"
     return SlotRow(
         slot=name,
         model=active.model if active else "",
@@ -66,7 +70,7 @@ def _slot_row(name: str, held: SlotReport | None, desired: str) -> SlotRow:
         variant=held.variant,
         placement=held.placement,
         degraded=held.degraded,
-        detail=held.detail,
+        detail=held.detail or (EMPTY if idle else ""),
         progress=held.progress,
     )
 
@@ -147,12 +151,21 @@ def rollout_detail(
             online=name in devices and devices[name].online,
             before=part.before.version if part.before else "",
             restored=part.restored,
-            detail="no earlier version to go back to" if part.stranded else part.detail,
+            detail=_detail(part),
         )
         for name, part in sorted(rollout.parts.items(), key=lambda item: (item[1].wave, item[0]))
     )
     told = tuple(DecisionRow(d.at, d.kind, d.message, d.verdicts) for d in decisions)
     return RolloutDetail(rollout_row(rollout), parts, rollout.gates, told, verdicts)
+
+
+def _detail(part: Part) -> str:
+    """Return what there is to say about a device beyond its state."""
+    if part.stranded:
+        return "no earlier version to go back to"
+    if part.restored and part.before is None:
+        return EMPTY
+    return part.detail
 
 
 def plain(value: object) -> dict[str, Any]:

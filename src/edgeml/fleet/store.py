@@ -25,7 +25,7 @@ class Store:
         url: For example ``sqlite:////var/lib/edgeml/fleet.db``.
 
     Raises:
-        InputError: The database was made by a newer release.
+        InputError: The database cannot be opened, or was made by a newer release.
     """
 
     def __init__(self, url: str) -> None:
@@ -34,7 +34,14 @@ class Store:
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
-        self._migrate()
+        try:
+            self._migrate()
+        except sa.exc.DatabaseError as error:
+            self.close()
+            raise InputError(
+                f"cannot open the database {self._engine.url.database}: {error.orig}",
+                "restore it from a backup, or choose another --data",
+            ) from error
 
     @classmethod
     def at(cls, path: Path) -> Store:
