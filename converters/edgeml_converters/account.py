@@ -131,6 +131,7 @@ def _profile(result: ProfileResult, rounds: Mapping[str, Sequence[float]]) -> Se
     text = (
         f"Looked at on: {result.host}. Threads {winner.threads}, batch 1. "
         f"Evidence of the winner: {winner.evidence}.",
+        *(f"The winner with other threads: {words.threads(one)}." for one in result.other_threads),
     )
     tables = (
         Table(_COLUMNS, tuple(_figures(c, winner) for c in result.candidates), caption),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from edgeml_converters.judge import Judge
 from edgeml_converters.model import model_bytes
 from edgeml_converters.packing import Contents, make_bundle
 from edgeml_converters.results import ConvertResult
-from edgeml_converters.search import EFFORTS, Effort, Found, check_target, search
+from edgeml_converters.rules import check_profile
+from edgeml_converters.search import EFFORTS, Effort, Found, search
 from edgeml_converters.source import Source
 
 logger = logging.getLogger(__name__)
@@ -98,15 +100,16 @@ def convert(
     given = EvaluationData.open(data, source.inputs, seed)
     plan = _plan(given, source, metric, EFFORTS[effort], seed)
     facts = device_facts()
-    with tempfile.TemporaryDirectory(prefix="edgeml-convert-") as folder:
-        shared = _write_shared(Path(folder), source, given, plan)
+    notes = _notes(given, source)
+    with _workplace() as folder:
+        shared = _write_shared(folder, source, given, plan)
         found: list[Found] = []
         benches: list[Bench] = []
         for one in profiles:
             bench = _bench(shared, source, one, threads, seed, jobs, facts)
             progress(f"{one.name}: threads {bench.threads}, {plan.runs} samples")
             judge = Judge(plan.metric, plan.labels, max_drop)
-            args = (facts, EFFORTS[effort], objective, progress)
+            args = (facts, EFFORTS[effort], objective, progress, notes)
             found.append(search(one, source, bench, judge, *args))
             benches.append(bench)
         contents = Contents(
@@ -169,7 +172,7 @@ def _profiles(names: Sequence[str]) -> list[HardwareProfile]:
     for profile in loaded:
         if known.count(profile.name) > 1:
             raise UsageError(f"profile '{profile.name}' was given twice", "give each once")
-        check_target(profile)
+        check_profile(profile)
     return loaded
 
 
@@ -204,7 +207,52 @@ def _check_bundle(source: Source, name: str | None, version: str, out: str | Pat
         raise UsageError(
             f"'{path}' exists already", "give a new folder, or a file that ends in .edgeml, by -o"
         )
+    _check_place(path)
     return _Place(chosen, path)
+
+
+def _check_place(path: Path) -> None:
+    """Raise now, and not after minutes of work, when nothing can be written at a path."""
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write '{path}': {folder}: {error.strerror}", "give another place by -o"
+        ) from error
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    """Yield a folder for the files of one run, removed at the end.
+
+    Raises:
+        UsageError: The system refused something, a full disk as a rule.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgeml-convert-") as name:
+            yield Path(name)
+    except OSError as error:
+        raise UsageError(
+            f"the work in {tempfile.gettempdir()} failed: {error}",
+            "free space there, or name another folder by TMPDIR",
+        ) from error
+
+
+def _notes(given: EvaluationData, source: Source) -> tuple[str, ...]:
+    """Return what a reader must know of the data."""
+    if given.given:
+        return given.notes
+    guessed = [spec.name for spec in source.inputs if -1 in spec.shape[1:]]
+    if not guessed:
+        return ()
+    return (
+        f"no data and no --shape for {', '.join(guessed)}: axes that vary were set to 1, and "
+        "the latencies are of inputs that small",
+    )
 
 
 def _name(path: Path) -> str:
@@ -272,11 +320,20 @@ def _bench(
         samples=shared.samples,
         calibration=shared.calibration,
         threads=threads or profile.threads[0],
+        other_threads=_other_threads(profile, threads, facts.cores),
         seed=seed,
         jobs=jobs,
         limits=Limits(memory_bytes=int(facts.memory_bytes * _MEMORY_SHARE)),
         work=work,
     )
+
+
+def _other_threads(profile: HardwareProfile, threads: int | None, cores: int) -> tuple[int, ...]:
+    """Return the further numbers of threads to measure with: none when a number was given."""
+    if threads is not None:
+        return ()
+    wanted = dict.fromkeys(profile.threads[1:])
+    return tuple(n for n in wanted if n <= cores and n != profile.threads[0])
 
 
 def _lineage(source: Source, given: EvaluationData, seed: int, facts: DeviceFacts) -> Lineage:

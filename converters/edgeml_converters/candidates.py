@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import TypeVar
 
 from edgeml.errors import ModelError
@@ -24,7 +25,7 @@ from edgeml.tensors import Array, TensorSpec
 from edgeml_converters import samples
 from edgeml_converters.jobs import JobError, Limits, run_job
 from edgeml_converters.recipes import BASELINE, Recipe
-from edgeml_converters.results import Candidate, Drop, Latency, Speedup, Standing
+from edgeml_converters.results import AtThreads, Candidate, Drop, Latency, Speedup, Standing
 from edgeml_converters.worker import (
     BuildJob,
     Built,
@@ -49,10 +50,12 @@ class Bench:
         samples: Stacked samples, for the check and the measurement.
         calibration: Calibration arrays; none in it without data.
         threads: Threads of every run.
+        other_threads: The winner is measured at these numbers of threads too.
         seed: Of everything random.
         jobs: Child processes at the same time, while nothing is measured.
         limits: Bounds of each child process.
         work: A folder for all of it.
+        stop: Set when the search is given up: running child processes end at once.
     """
 
     model: Path
@@ -65,6 +68,8 @@ class Bench:
     jobs: int
     limits: Limits
     work: Path
+    other_threads: tuple[int, ...] = ()
+    stop: Event = field(default_factory=Event)
 
 
 @dataclass
@@ -189,7 +194,7 @@ def build_all(trials: list[Trial], bench: Bench, tell: Callable[[str], None]) ->
             bench.threads,
         )
         try:
-            built = run_job(job, Built, bench.limits)
+            built = run_job(job, Built, bench.limits, bench.stop)
         except JobError as error:
             for trial in mine:
                 trial.fail(Standing.ERROR, f"could not be built: {error}")
@@ -199,7 +204,7 @@ def build_all(trials: list[Trial], bench: Bench, tell: Callable[[str], None]) ->
             trial.built, trial.folder = built, folder
         tell(f"{recipe.name}: built, {mine[0].size_bytes / 1024:,.0f} KiB")
 
-    _each(build, list(recipes.values()), bench.jobs)
+    _each(build, list(recipes.values()), bench)
 
 
 def share_source(base: Trial, trials: Iterable[Trial]) -> None:
@@ -223,7 +228,7 @@ def check_all(trials: list[Trial], bench: Bench, tell: Callable[[str], None]) ->
             str(results),
         )
         try:
-            trial.checked = run_job(job, Checked, bench.limits)
+            trial.checked = run_job(job, Checked, bench.limits, bench.stop)
         except JobError as error:
             trial.fail(Standing.ERROR, f"does not run: {error}")
             tell(f"{trial.id}: does not run: {error}")
@@ -231,7 +236,7 @@ def check_all(trials: list[Trial], bench: Bench, tell: Callable[[str], None]) ->
         trial.outputs = samples.load(results)
         tell(f"{trial.id}: runs on {trial.checked.placement}")
 
-    _each(check, [trial for trial in trials if trial.built], bench.jobs)
+    _each(check, [trial for trial in trials if trial.built and trial.alive], bench)
 
 
 def measure_all(
@@ -258,7 +263,7 @@ def measure_all(
             budget_s,
             bench.seed,
         )
-        return run_job(job, dict[str, Measured], bench.limits)
+        return run_job(job, dict[str, Measured], bench.limits, bench.stop)
 
     try:
         found = measure(others)
@@ -276,7 +281,40 @@ def measure_all(
         trial.measured = found.get(trial.id)
 
 
-def baseline_or_raise(trials: list[Trial], source: str) -> Trial:
+def measure_threads(
+    winner: Trial,
+    base: Trial,
+    bench: Bench,
+    rounds: int,
+    budget_s: float,
+    tell: Callable[[str], None],
+) -> tuple[AtThreads, ...]:
+    """Measure the winner and the baseline with the other numbers of threads."""
+    found: list[AtThreads] = []
+    for threads in bench.other_threads:
+        entries = {t.id: (str(t.folder), t.draft(threads)) for t in (base, winner)}
+        job = MeasureJob(
+            entries,
+            base.id,
+            bench.inputs,
+            bench.outputs,
+            str(bench.samples),
+            rounds,
+            budget_s,
+            bench.seed,
+        )
+        tell(f"measuring {winner.id} with {threads} threads")
+        try:
+            timing = run_job(job, dict[str, Measured], bench.limits, bench.stop)[winner.id]
+        except JobError as error:
+            tell(f"{winner.id} cannot be measured with {threads} threads: {error}")
+            continue
+        gain = Speedup(timing.speedup[0], timing.speedup[1:])
+        found.append(AtThreads(threads, Latency(timing.p50, timing.p95, timing.p99), gain))
+    return tuple(found)
+
+
+def baseline_or_raise(trials: list[Trial], source: str, advice: str) -> Trial:
     """Return the baseline.
 
     Raises:
@@ -287,13 +325,18 @@ def baseline_or_raise(trials: list[Trial], source: str) -> Trial:
         raise ModelError(
             f"onnxruntime cannot run '{source}', so there is nothing to compare with: "
             f"{base.reason}",
-            "check the model with 'edgeml inspect'; give --shape when axes are variable",
+            advice,
         )
     return base
 
 
-def _each(work: Callable[[T], None], items: list[T], jobs: int) -> None:
+def _each(work: Callable[[T], None], items: list[T], bench: Bench) -> None:
     """Do the work for every item, some at the same time; the first exception comes out."""
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        for done in [pool.submit(work, item) for item in items]:
-            done.result()
+    with ThreadPoolExecutor(max_workers=bench.jobs) as pool:
+        try:
+            for done in [pool.submit(work, item) for item in items]:
+                done.result()
+        except BaseException:  # Ctrl-C too: what runs is ended, what waits is not begun
+            bench.stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -9,7 +9,7 @@ The rules (docs/decisions/0010-how-a-winner-is-chosen.md):
    its speedup is above MIN_GAIN, for size and memory it needs that much less.
 4. Among sure gains the decided come first; undecided ones may win only if no decided one gains.
 5. The best by objective wins. Within TIE of the best, the smaller drop wins, then the smaller
-   file, then the name: noise must not choose.
+   file, then the order in which the profile names the runtimes: noise must not choose.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def choose(
     baseline: str,
     objective: str = "latency",
     budgets: Mapping[str, float] | None = None,
+    runtimes: Sequence[str] = (),
 ) -> Choice:
     """Choose the winner.
 
@@ -54,6 +55,7 @@ def choose(
         baseline: Id of the baseline; it must be among them.
         objective: One of OBJECTIVES.
         budgets: Any of ``latency_ms`` (p50), ``size_bytes`` and ``memory_bytes``.
+        runtimes: In order of preference: the last word between equals.
 
     Returns:
         The choice. When nothing gains, the baseline wins; when even that breaks a budget, the
@@ -66,7 +68,7 @@ def choose(
     gains = others if base.verdict == Standing.FAILED else _sure_gains(others, base, objective)
     decided = [c for c in gains if c.verdict == Standing.PASSED]
     pool = decided or gains
-    winner = _best(pool, objective) if pool else base
+    winner = _best(pool, objective, runtimes) if pool else base
     front = pareto(standing)
     told = tuple(
         msgspec.structs.replace(
@@ -114,10 +116,16 @@ def _sure_gains(others: Sequence[Candidate], base: Candidate, objective: str) ->
     return [c for c in others if cost(c, objective) < limit]
 
 
-def _best(pool: Sequence[Candidate], objective: str) -> Candidate:
+def _best(pool: Sequence[Candidate], objective: str, runtimes: Sequence[str]) -> Candidate:
     best = min(cost(c, objective) for c in pool)
     tied = [c for c in pool if cost(c, objective) <= best * TIE]
-    return min(tied, key=lambda c: (c.drop.value if c.drop else 0.0, c.size_bytes, c.id))
+    rank = {name: position for position, name in enumerate(runtimes)}
+
+    def order(c: Candidate) -> tuple[float, int, int, str]:
+        drop = c.drop.value if c.drop else 0.0
+        return drop, c.size_bytes, rank.get(c.runtime, len(rank)), c.id
+
+    return min(tied, key=order)
 
 
 def _within(candidate: Candidate, budgets: Mapping[str, float]) -> Candidate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,7 +58,11 @@ def _shapes(
               help="Fix the shape of an input; may be repeated.")  # fmt: skip
 @click.option("--effort", type=click.Choice(["quick", "normal", "thorough"]), default="normal",
               show_default=True, help="Test samples and rounds of measurement.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), help="Threads (default: the profile's).")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Threads (default: the profile's first; the winner also at its others).",
+)
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True,
               help="Candidates built at the same time; measuring is always alone.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
@@ -94,6 +99,7 @@ def convert(
     """
     from edgeml_converters.api import convert as run
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind then either
     result = run(
         model,
         list(profiles),
@@ -137,6 +143,7 @@ def _profile(result: ProfileResult) -> list[str]:
     lines = [f"{result.profile} on {result.host}", ""]
     lines += ["  " + _pad(row, widths) for row in rows]
     lines += ["", f"winner    {result.winner.id}: {result.reason}"]
+    lines += [f"threads   {words.threads(one)}" for one in result.other_threads]
     lines += [
         f"why not   {c.id}: {c.reason}" for c in result.candidates if c.id != result.winner.id
     ]

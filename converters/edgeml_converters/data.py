@@ -248,7 +248,18 @@ def _convert(key: str, arrays: dict[str, Array], spec: TensorSpec, where: str) -
             raise DataError(
                 f"'{where}': '{key}' goes from {low} to {high}, more than {spec.dtype} can hold"
             )
-    return array.astype(target, copy=False)
+    with np.errstate(over="ignore"):
+        return _finite(key, array.astype(target, copy=False), where)
+
+
+def _finite(key: str, array: Array, where: str) -> Array:
+    """Return an array; raise when its type cannot hold the values that were given."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(
+            f"'{where}': '{key}' holds values that are too large for {array.dtype}",
+            "scale the samples as the model was trained with",
+        )
+    return array
 
 
 def _real(key: str, arrays: dict[str, Array], spec: TensorSpec, where: str) -> Array:
@@ -263,7 +274,8 @@ def _real(key: str, arrays: dict[str, Array], spec: TensorSpec, where: str) -> A
             f"the scale above 0; got {scale.tolist()} and {zero.tolist()}"
         )
     values = (arrays[key].astype(np.float64) - zero.item()) * scale.item()
-    return values.astype(spec.dtype)
+    with np.errstate(over="ignore"):
+        return _finite(key, values.astype(spec.dtype), where)
 
 
 def _set_aside(

@@ -77,6 +77,13 @@ def _onnx_scheme(model: onnx.ModelProto, ops: dict[str, int]) -> str:
     return "weights only" if names & {"DequantizeLinear", "MatMulNBits"} else ""
 
 
+def tflite_ops(data: bytes) -> dict[str, int]:
+    """Return operator -> how often of a TFLite file that was just written."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return _tflite_ops(schema.ModelT.InitFromPackedBuf(data, 0), schema)
+
+
 def _tflite(path: Path) -> dict[str, object]:
     """Describe a TFLite model by its schema, once LiteRT could prepare it."""
     data = read_model_file(path, "tflite")

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from threading import Event
 from typing import TypeVar
 
 import msgspec
@@ -54,16 +55,17 @@ class JobError(Exception):
     """A job failed; the text is the reason, in one line, for the report."""
 
 
-def run_job(job: msgspec.Struct, result: type[T], limits: Limits) -> T:
+def run_job(job: msgspec.Struct, result: type[T], limits: Limits, stop: Event | None = None) -> T:
     """Run a job in a child process.
 
     Args:
         job: A tagged struct that ``edgeml_converters.worker`` knows.
         result: Type of what it returns.
         limits: Bounds; the child is killed when it goes over one.
+        stop: The child is killed when this is set.
 
     Raises:
-        JobError: It failed, crashed, or went over a bound.
+        JobError: It failed, crashed, went over a bound, or was stopped.
     """
     with tempfile.TemporaryDirectory(prefix="edgeml-job-") as name:
         folder = Path(name)
@@ -71,16 +73,17 @@ def run_job(job: msgspec.Struct, result: type[T], limits: Limits) -> T:
         with (folder / "log").open("wb") as log:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "edgeml_converters.worker", str(folder)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # never written to: it closes when this process dies
                 stdout=log,
                 stderr=log,
+                env={**os.environ, "TMPDIR": name},  # what it leaves there goes with the folder
             )
             try:
-                _watch(child, limits)
+                _watch(child, limits, stop or Event())
             finally:
                 if child.poll() is None:
                     child.kill()
-                child.wait()
+                child.communicate()
         text = (folder / "log").read_bytes()[-20_000:].decode(errors="replace")
         for line in text.splitlines():
             logger.debug("%s: %s", type(job).__name__, line)
@@ -105,11 +108,11 @@ def _outcome(folder: Path, code: int, log: str, result: type[T]) -> T:
     raise JobError(f"the process crashed ({how}): {last}")
 
 
-def _watch(child: subprocess.Popen[bytes], limits: Limits) -> None:
+def _watch(child: subprocess.Popen[bytes], limits: Limits, stop: Event) -> None:
     """Wait for the end of a child.
 
     Raises:
-        JobError: It went over a bound.
+        JobError: It went over a bound, or was stopped.
     """
     end = time.monotonic() + limits.seconds
     while True:
@@ -118,6 +121,8 @@ def _watch(child: subprocess.Popen[bytes], limits: Limits) -> None:
             return
         except subprocess.TimeoutExpired:
             used = resident_bytes(child.pid)
+        if stop.is_set():
+            raise JobError("stopped")
         if used > limits.memory_bytes:
             raise JobError(
                 f"took {used >> 20} MiB of memory, more than the bound of "

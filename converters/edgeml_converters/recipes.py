@@ -52,16 +52,9 @@ def known_recipes(rule: Int8Rule) -> tuple[Recipe, ...]:
     Args:
         rule: How the profile quantises to 8 bits on the processor at hand.
     """
-    letter = {"uint8": "u8", "int8": "s8"}
-    scheme = letter[rule.activations] + letter[rule.weights]
-    static = PassCall(
-        "quantize_static",
-        {
-            "scheme": scheme,
-            "per_channel": rule.per_channel,
-            "reduce_range": rule.reduce_range,
-        },
-    )
+    scheme = {"uint8": "u8", "int8": "s8"}[rule.activations] + "s8"
+    options = {"per_channel": rule.per_channel, "reduce_range": rule.reduce_range}
+    static = PassCall("quantize_static", {"scheme": scheme, **options})
     f32 = {"INFERENCE_PRECISION_HINT": "f32"}
     both = {"onnxruntime": {}, "openvino": f32}
     one = PassCall("fix_batch", {"batch": 1})

@@ -112,6 +112,20 @@ class Candidate(msgspec.Struct, frozen=True):
         return f"{self.runtime}.{self.recipe}"
 
 
+class AtThreads(msgspec.Struct, frozen=True):
+    """The winner with another number of threads.
+
+    Attributes:
+        threads: How many.
+        latency_ms: Of the winner.
+        speedup: Against the baseline with as many threads, in the same run.
+    """
+
+    threads: int
+    latency_ms: Latency
+    speedup: Speedup
+
+
 class ProfileResult(msgspec.Struct, frozen=True):
     """What was found for one hardware profile.
 
@@ -125,6 +139,8 @@ class ProfileResult(msgspec.Struct, frozen=True):
         warnings: What a reader must know before relying on the figures.
         seconds: How long the search took.
         reason: Why the winner won, in one sentence.
+        other_threads: The winner with the profile's other numbers of threads, as far as this
+            machine has cores.
     """
 
     profile: str
@@ -136,6 +152,7 @@ class ProfileResult(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...]
     seconds: float
     reason: str = ""
+    other_threads: tuple[AtThreads, ...] = ()
 
 
 class ConvertResult(msgspec.Struct, frozen=True):

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from edgeml.errors import GateError, MissingPackageError
-from edgeml.hardware import Budgets, DeviceFacts, HardwareProfile, fits
+from edgeml.errors import GateError
+from edgeml.hardware import Budgets, DeviceFacts, HardwareProfile, Int8Rule, fits
 from edgeml.manifest import EvidenceState
-from edgeml.plugins import table
 from edgeml.runtime.facts import host_line
 from edgeml_converters.candidates import (
     Bench,
@@ -21,12 +20,14 @@ from edgeml_converters.candidates import (
     check_all,
     make_trials,
     measure_all,
+    measure_threads,
     share_source,
 )
 from edgeml_converters.choose import Choice, choose
 from edgeml_converters.judge import Judge
-from edgeml_converters.recipes import BASELINE, baseline_allowed, recipes_for
-from edgeml_converters.results import ProfileResult, Standing
+from edgeml_converters.recipes import BASELINE, baseline_allowed, known_recipes, recipes_for
+from edgeml_converters.results import AtThreads, ProfileResult, Standing
+from edgeml_converters.rules import problem
 from edgeml_converters.source import Source
 
 Tell = Callable[[str], None]
@@ -74,22 +75,6 @@ class Found:
     host: str
 
 
-def check_target(profile: HardwareProfile) -> None:
-    """Check that there is something that builds for a profile.
-
-    Raises:
-        MissingPackageError: There is not (yet).
-    """
-    built = table("targets")
-    if profile.target not in built:
-        extra = profile.compiler.extra
-        raise MissingPackageError(
-            f"profile '{profile.name}' needs the target '{profile.target}', which is not built yet "
-            f"(built: {', '.join(sorted(built))})",
-            f"pip install 'edgeml-kit[{extra}]' once it is" if extra else "see the change log",
-        )
-
-
 def search(
     profile: HardwareProfile,
     source: Source,
@@ -99,6 +84,7 @@ def search(
     effort: Effort,
     objective: str,
     tell: Tell,
+    notes: tuple[str, ...] = (),
 ) -> Found:
     """Find the winner for one profile.
 
@@ -111,6 +97,7 @@ def search(
         effort: How much work.
         objective: What to be best at.
         tell: Takes lines of progress.
+        notes: What a reader must know of the data.
 
     Raises:
         ModelError: onnxruntime cannot run the source.
@@ -125,23 +112,57 @@ def search(
     base, others = trials[:1], trials[1:]
     build_all(base, bench, tell)
     check_all(base, bench, tell)
-    reference = baseline_or_raise(trials, source.path.name)
+    reference = baseline_or_raise(trials, source.path.name, _advice(source, has_data))
     judge.score(reference)
     build_all([t for t in others if t.recipe.passes], bench, tell)
     share_source(reference, others)
+    _apply_rules(profile, others)
     check_all(others, bench, tell)
     judge.judge(others, reference)
     if not misfit:
         measure_all(trials, bench, effort.rounds, effort.budget_s, tell)
     if not baseline_allowed(profile):
         reference.fail(Standing.FAILED, "baseline only: the profile does not run it")
-    evidence = EvidenceState.CHECKED if misfit else EvidenceState.MEASURED
+    _apply_rules(profile, [reference])
+    evidence = _evidence(profile, misfit)
     host = host_line(facts)
     choice = _choose(profile, trials, bench, facts, evidence, objective)
-    result = _result(choice, profile, host, _warnings(profile, misfit, has_data, source), started)
-    tell(f"{profile.name}: {result.winner.id} wins: {result.reason}")
     winner = next(trial for trial in trials if trial.id == choice.winner)
+    args = (effort.rounds, effort.budget_s, tell)
+    more = () if misfit else measure_threads(winner, reference, bench, *args)
+    warnings = (*source.warnings, *notes, *_warnings(profile, misfit, has_data, bench, facts))
+    result = _result(choice, profile, host, warnings, more, started)
+    tell(f"{profile.name}: {result.winner.id} wins: {result.reason}")
     return Found(profile, result, trials, winner, evidence, host)
+
+
+def _advice(source: Source, has_data: bool) -> str:
+    """Return what to do when onnxruntime cannot run the source."""
+    varying = [spec for spec in source.inputs if -1 in spec.shape[1:]]
+    if has_data or not varying:
+        return "check the model with 'edgeml inspect', and give --data with inputs that it accepts"
+    shapes = " ".join(
+        f"--shape {spec.name}={','.join(str(n) if n > 0 else 'N' for n in spec.shape)}"
+        for spec in varying
+    )
+    return f"axes that vary were set to 1: give real numbers by {shapes}, or real inputs by --data"
+
+
+def _apply_rules(profile: HardwareProfile, trials: list[Trial]) -> None:
+    """Take out what the profile's rules for operators and shapes do not allow."""
+    for trial in trials:
+        if trial.alive and trial.built is not None:
+            reason = problem(profile, trial.built.traits, trial.built.inputs)
+            if reason:
+                trial.fail(Standing.FAILED, reason)
+
+
+def _evidence(profile: HardwareProfile, misfit: str) -> EvidenceState:
+    """Return the evidence that was reached, and never more than the profile says can be had."""
+    order = list(EvidenceState)
+    limit = profile.evidence.without_hardware if misfit else profile.evidence.with_hardware
+    reached = EvidenceState.CHECKED if misfit else EvidenceState.MEASURED
+    return min(reached, EvidenceState(limit), key=order.index)
 
 
 def _choose(
@@ -158,7 +179,7 @@ def _choose(
         GateError: Nothing passes.
     """
     candidates = [trial.result(bench.threads, facts.isa, evidence.value) for trial in trials]
-    choice = choose(candidates, BASELINE, objective, _limits(profile.budgets))
+    choice = choose(candidates, BASELINE, objective, _limits(profile.budgets), profile.runtimes)
     winner = next(c for c in choice.candidates if c.id == choice.winner)
     if winner.verdict not in (Standing.PASSED, Standing.UNDECIDED):
         reasons = "; ".join(f"{c.id}: {c.reason}" for c in choice.candidates)
@@ -179,6 +200,7 @@ def _result(
     profile: HardwareProfile,
     host: str,
     warnings: tuple[str, ...],
+    more: tuple[AtThreads, ...],
     started: float,
 ) -> ProfileResult:
     by_id = {c.id: c for c in choice.candidates}
@@ -195,21 +217,33 @@ def _result(
         warnings=warnings,
         seconds=round(time.monotonic() - started, 2),
         reason=choice.reason,
+        other_threads=more,
     )
 
 
 def _warnings(
-    profile: HardwareProfile, misfit: str, has_data: bool, source: Source
+    profile: HardwareProfile, misfit: str, has_data: bool, bench: Bench, facts: DeviceFacts
 ) -> tuple[str, ...]:
-    warnings = list(source.warnings)
+    warnings: list[str] = []
     if misfit:
         warnings.append(
             f"this machine is no {profile.name} ({misfit}): values were checked here, but no "
             "latency was measured, so nothing is claimed to be faster"
         )
+        if profile.budgets.latency_ms is not None:
+            warnings.append("the profile's budget latency_ms could not be checked here")
     if not has_data:
         warnings.append(
             "no evaluation data: accuracy cannot be judged, so only the source itself was tried; "
             "it was run on random inputs; give --data to get int8"
         )
+    if bench.threads > facts.cores:
+        warnings.append(
+            f"{bench.threads} threads on {facts.cores} cores: they wait for one another"
+        )
+    absent = sorted(
+        set(profile.precisions) - {recipe.precision for recipe in known_recipes(Int8Rule())}
+    )
+    if absent:
+        warnings.append(f"no recipe gives {', '.join(absent)} yet, so it was not tried")
     return tuple(warnings)

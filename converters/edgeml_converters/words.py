@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeml_converters.results import SQNR_CEILING, Candidate
+from edgeml_converters.results import SQNR_CEILING, AtThreads, Candidate
 
 NOTHING = "-"
 
@@ -10,6 +10,15 @@ NOTHING = "-"
 def latency(candidate: Candidate) -> str:
     """Return the median latency in milliseconds, three significant digits."""
     return f"{candidate.latency_ms.p50:.3g}" if candidate.latency_ms else NOTHING
+
+
+def threads(one: AtThreads) -> str:
+    """Return how the winner does with another number of threads."""
+    low, high = one.speedup.interval
+    return (
+        f"{one.threads}: {one.latency_ms.p50:.3g} ms, {one.speedup.value:.2f} x "
+        f"[{low:.2f}, {high:.2f}] of the source with as many"
+    )
 
 
 def tail(candidate: Candidate) -> str:

@@ -6,12 +6,14 @@ variants side by side. Models are run by ``edgeml.runtime``, with the code that 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -61,8 +63,22 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
     threads: int = 1
 
 
+class Traits(msgspec.Struct, frozen=True):
+    """What the rules of a profile ask about a built file.
+
+    Attributes:
+        onnx: Operators of the ONNX model that it was written from.
+        tflite: Operators of the TFLite file; empty when it is none.
+        rank: Most axes of a tensor, as far as shapes are known.
+    """
+
+    onnx: tuple[str, ...] = ()
+    tflite: tuple[str, ...] = ()
+    rank: int = 0
+
+
 class Built(msgspec.Struct, frozen=True):
-    """The outcome of a BuildJob: the files, their bindings, and the steps that made them."""
+    """The outcome of a BuildJob: the files, their bindings, the steps that made them, traits."""
 
     files: tuple[str, ...]
     entry: str
@@ -70,6 +86,7 @@ class Built(msgspec.Struct, frozen=True):
     outputs: tuple[Binding, ...]
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
+    traits: Traits = Traits()
 
 
 class CheckJob(msgspec.Struct, frozen=True, tag="check"):
@@ -160,6 +177,7 @@ def build(job: BuildJob) -> Built:
 
     from edgeml_converters.model import model_digest
     from edgeml_converters.passes.base import Pass, PassContext
+    from edgeml_converters.rules import traits
 
     model = onnx.load(job.model)
     context = PassContext(samples.load(Path(job.calibration)), job.seed, job.threads)
@@ -181,6 +199,7 @@ def build(job: BuildJob) -> Built:
         product.outputs,
         tuple(steps),
         product.notes,
+        traits(model, Path(job.folder) / product.entry),
     )
 
 
@@ -240,8 +259,16 @@ def work(job: _Job) -> Built | Checked | dict[str, Measured]:
     return measure(job)
 
 
+def _end_with_parent() -> None:
+    """End when the process that waits for the outcome is gone, however it ended."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
 def main() -> int:
     """Do the job in the folder that the command line names; return the exit code."""
+    Thread(target=_end_with_parent, daemon=True).start()
     folder = Path(sys.argv[1])
     job = msgspec.msgpack.decode((folder / "job").read_bytes(), type=_Job)
     try:

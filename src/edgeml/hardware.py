@@ -83,7 +83,7 @@ class Int8Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     isa: tuple[str, ...] = ()
     activations: Literal["uint8", "int8"] = "uint8"
-    weights: Literal["uint8", "int8"] = "int8"
+    weights: Literal["int8"] = "int8"
     per_channel: bool = True
     reduce_range: bool = False
     reason: str = ""
@@ -192,18 +192,17 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         description: What it is for.
         kind: What computes.
         target: Name of the converter's target that builds for it (plug-in kind ``targets``).
-        runtimes: Runtimes in order of preference.
-        precisions: Precisions to try, best known first.
+        runtimes: Runtimes to try; of equally good ones the first named wins.
+        precisions: Precisions to try.
         match: Which machines it is for.
         int8: Rules for 8-bit quantisation, first match counts.
         ops: Rules for operators.
         shapes: Rules for shapes.
         budgets: What a variant may cost.
-        threads: Numbers of threads to measure with.
-        batch: Batch sizes to measure with.
+        threads: The first is what a variant is chosen at and runs with; the winner is measured at
+            the others too, as far as the host has cores.
         compiler: Its compiler.
         evidence: The highest evidence that can be had.
-        layout: Order of the axes of images that the hardware prefers.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]
@@ -221,10 +220,8 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shapes: Shapes = Shapes()
     budgets: Budgets = Budgets()
     threads: tuple[Positive, ...] = (1,)
-    batch: tuple[Positive, ...] = (1,)
     compiler: Compiler = Compiler()
     evidence: EvidenceLimits = EvidenceLimits()
-    layout: Literal["nchw", "nhwc"] = "nchw"
 
     def int8_rule(self, isa: Iterable[str]) -> Int8Rule | None:
         """Return the first 8-bit rule that fits these instruction sets; None when none does."""

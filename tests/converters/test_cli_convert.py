@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -27,8 +28,16 @@ def edgeml(*words):
     return run(LazyGroup(COMMANDS, name="edgeml"), ["convert", *words])
 
 
-def test_json_goes_to_stdout_and_progress_to_stderr(folder, capsys):
-    words = ["mlp.onnx", "--profile", "cpu-x86-64", "--data", "data.npz", "--effort", "quick"]
+def test_json_goes_to_stdout_and_progress_to_stderr(folder, own_profile, capsys):
+    words = [
+        "mlp.onnx",
+        "--profile",
+        own_profile("lean"),
+        "--data",
+        "data.npz",
+        "--effort",
+        "quick",
+    ]
     assert edgeml(*words, "--json", "--name", "small", "--version", "2.1.0") == 0
     captured = capsys.readouterr()
     told = json.loads(captured.out)
@@ -40,8 +49,9 @@ def test_json_goes_to_stdout_and_progress_to_stderr(folder, capsys):
     assert sorted(p.name for p in folder.iterdir()) == ["data.npz", "mlp.onnx", told["bundle"]]
 
 
-def test_people_get_a_table_the_winner_and_what_to_type_next(folder, capsys):
-    words = ["mlp.onnx", "--profile", "cpu-x86-64", "--effort", "quick", "-o", "out/m.edgeml"]
+def test_people_get_a_table_the_winner_and_what_to_type_next(folder, own_profile, capsys):
+    profile = own_profile("lone", runtimes="'onnxruntime'")
+    words = ["mlp.onnx", "--profile", profile, "--effort", "quick", "-o", "out/m.edgeml"]
     assert edgeml(*words, "--shape", "x=-1,4", "--report", "rep") == 0
     out = capsys.readouterr().out
     assert "onnxruntime.fp32" in out
@@ -74,6 +84,28 @@ def test_bad_words_are_one_line_and_a_hint(folder, capsys, words, code, says):
     assert len(lines) == 1
     assert "Traceback" not in captured.err
     assert sorted(p.name for p in folder.iterdir()) == ["data.npz", "mlp.onnx"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing(folder, number):
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    words = ["mlp.onnx", "--profile", "cpu-x86-64", "--data", "data.npz"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "edgeml.cli", "convert", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    told = [child.stderr.readline() for _ in range(2)]  # the first file is built
+    child.send_signal(number)
+    rest = child.stderr.read()
+    assert child.wait() == 130
+    child.stderr.close()
+    assert "Traceback" not in "".join(told) + rest
+    assert rest.splitlines()[-1] == "error: interrupted"
+    assert list(temporary.iterdir()) == []
+    assert sorted(p.name for p in folder.iterdir()) == ["data.npz", "mlp.onnx", "tmp"]
 
 
 def test_help_is_quick_for_it_imports_no_toolchain():

@@ -22,6 +22,7 @@ from edgeml.errors import (
 )
 from edgeml.manifest import EvidenceState
 from edgeml.runtime.bind import open_variant
+from edgeml.runtime.facts import device_facts
 from edgeml.runtime.golden import golden_check, load_arrays
 from edgeml_converters.model import run_model
 from edgeml_converters.results import ConvertResult
@@ -97,7 +98,11 @@ def test_the_result_is_the_contract(converted):
         assert low <= one["speedup"]["value"] <= high
     ids = {f"{c['runtime']}.{c['recipe']}" for c in told["results"][0]["candidates"]}
     assert {"onnxruntime.fp32", "openvino.fp32", "onnxruntime.int8-static"} <= ids
-    assert {"openvino.int8-static-b1", "onnxruntime.int8-dynamic", "litert.int8-portable-f32"} <= ids
+    assert {
+        "openvino.int8-static-b1",
+        "onnxruntime.int8-dynamic",
+        "litert.int8-portable-f32",
+    } <= ids
     assert msgspec.json.decode(json.dumps(told), type=ConvertResult).name == "tiny-cnn"
 
 
@@ -154,9 +159,10 @@ def test_the_report_is_in_the_bundle_and_beside_it(converted, case):
     assert told["rounds_ms"][PROFILE]["onnxruntime.fp32"]
 
 
-def test_without_data_only_the_source_is_tried(case, tmp_path):
+def test_without_data_only_the_source_is_tried(case, own_profile, tmp_path):
+    profile = own_profile("lean")
     result = edgeml.convert(
-        case / "Tiny CNN.onnx", PROFILE, out=tmp_path / "x.edgeml", effort="quick"
+        case / "Tiny CNN.onnx", profile, out=tmp_path / "x.edgeml", effort="quick"
     )
     (one,) = result.results
     assert {c.precision for c in one.candidates} == {"fp32"}
@@ -183,13 +189,13 @@ def test_on_another_kind_of_machine_nothing_is_claimed_to_be_fast(case, tmp_path
     assert any("no latency was measured" in w for w in one.warnings)
 
 
-def test_one_recipe_that_cannot_be_built_costs_only_its_candidate(case, tmp_path):
+def test_one_recipe_that_cannot_be_built_costs_only_its_candidate(case, own_profile, tmp_path):
     model = models.cnn()
     model.graph.node[1].op_type = "Erf"
     onnx.save(model, tmp_path / "odd.onnx")
     result = edgeml.convert(
         tmp_path / "odd.onnx",
-        PROFILE,
+        own_profile("lean"),
         data=case / "data.npz",
         metric="agreement",
         effort="quick",
@@ -201,16 +207,62 @@ def test_one_recipe_that_cannot_be_built_costs_only_its_candidate(case, tmp_path
     assert "Erf" in lost.reason
 
 
-def test_no_gain_within_the_limit_means_a_gate_says_no(case, tmp_path):
-    profile = (tmp_path / "small.toml").with_name("small.toml")
-    profile.write_text(
-        'name = "small"\ntitle = "t"\ndescription = "d"\nkind = "cpu"\ntarget = "cpu"\n'
-        'runtimes = ["onnxruntime"]\nprecisions = ["fp32"]\n'
-        '[match]\nmachine = ["x86_64"]\n[budgets]\nsize_bytes = 10\n'
-    )
+def test_no_gain_within_the_limit_means_a_gate_says_no(case, own_profile, tmp_path):
+    profile = own_profile("small", "[budgets]\nsize_bytes = 10", "'onnxruntime'", "'fp32'")
     with pytest.raises(GateError, match="over the profile's budget"):
-        edgeml.convert(case / "Tiny CNN.onnx", str(profile), out=tmp_path / "x.edgeml")
+        edgeml.convert(case / "Tiny CNN.onnx", profile, out=tmp_path / "x.edgeml", effort="quick")
     assert not (tmp_path / "x.edgeml").exists()
+
+
+def test_rules_threads_and_evidence_of_a_profile_count(case, own_profile, tmp_path):
+    cores = device_facts().cores
+    profile = own_profile(
+        "ruled",
+        f"threads = [1, {cores}, {cores + 1}]\n"
+        "[[ops.denied]]\nop = 'QuantizeLinear'\nreason = 'no unit for it'\n"
+        "[evidence]\nwith_hardware = 'compiled'",
+    )
+    result = edgeml.convert(
+        case / "Tiny CNN.onnx",
+        profile,
+        data=case / "data.npz",
+        max_drop=0.2,
+        effort="quick",
+        out=tmp_path / "x.edgeml",
+    )
+    (one,) = result.results
+    by_id = {c.id: c for c in one.candidates}
+    lost = by_id["onnxruntime.int8-static"]
+    assert (lost.verdict, lost.latency_ms) == ("failed", None)
+    assert "QuantizeLinear: no unit for it" in lost.reason
+    assert by_id["onnxruntime.int8-dynamic"].verdict != "failed"
+    assert [o.threads for o in one.other_threads] == ([cores] if cores > 1 else [])
+    assert all(o.latency_ms.p50 > 0 for o in one.other_threads)
+    assert {c.evidence for c in one.candidates if c.latency_ms} == {"compiled"}
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(case, tmp_path):
+    told = []
+    with pytest.raises(UsageError, match="cannot write"):
+        edgeml.convert(
+            case / "Tiny CNN.onnx", PROFILE, out="/proc/nothing/x.edgeml", progress=told.append
+        )
+    assert told == []
+
+
+def test_what_the_data_lack_is_said(case, own_profile, tmp_path):
+    given = np.load(case / "data.npz")
+    np.savez(tmp_path / "bare.npz", x_test=given["test/image"])
+    result = edgeml.convert(
+        case / "Tiny CNN.onnx",
+        own_profile("bare", runtimes="'onnxruntime'", precisions="'fp32'"),
+        data=tmp_path / "bare.npz",
+        effort="quick",
+        out=tmp_path / "x.edgeml",
+    )
+    warnings = " ".join(result.results[0].warnings)
+    assert "80 of 400 test samples are set aside" in warnings
+    assert "no labels" in warnings
 
 
 @pytest.mark.parametrize(

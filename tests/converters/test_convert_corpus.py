@@ -7,6 +7,7 @@ import edgeml
 from edgeml.bundle import Bundle
 from edgeml.cli.group import LazyGroup, run
 from edgeml.cli.table import COMMANDS
+from edgeml.errors import ModelError
 from edgeml_converters.results import Standing
 from tests.support.corpus import corpus_file
 
@@ -25,7 +26,7 @@ def convert(name, out, **options):
 
 @pytest.mark.parametrize("name", ["ic_resnet8_fp32", "kws_dscnn_fp32", "digits_cnn"])
 def test_the_winner_is_within_the_limit_and_surely_faster(name, tmp_path, record_property):
-    result = convert(name, tmp_path, metric="top1", max_drop=0.01)
+    result = convert(name, tmp_path, metric="top1", max_drop=0.01, effort="quick")
     (one,) = result.results
     for c in one.candidates:
         record_property(f"{name} {c.id}", c.speedup and (c.speedup.value, c.speedup.interval))
@@ -56,8 +57,18 @@ def test_trees_and_recurrent_networks_go_through(tmp_path):
             "test/sr": np.full(40, 16000),
         },
     )
-    (voice,) = convert("silero_vad", tmp_path, data=tmp_path / "voice.npz").results
+    options = {"data": tmp_path / "voice.npz", "effort": "quick"}
+    (voice,) = convert("silero_vad", tmp_path, **options).results
     assert voice.winner.precision == "fp32"
+
+
+def test_a_model_that_cannot_run_on_guessed_shapes_says_how_to_give_them(tmp_path):
+    with pytest.raises(ModelError, match="cannot run") as caught:
+        convert("silero_vad", tmp_path, data=None)
+    assert "--shape input=N,N --shape state=2,N,128" in caught.value.hint
+    with pytest.raises(ModelError, match="with these shapes") as caught:
+        convert("silero_vad", tmp_path, data=None, shape={"input": (1, 512), "state": (2, 1, 128)})
+    assert "leave --shape out" in caught.value.hint
 
 
 @pytest.mark.parametrize(

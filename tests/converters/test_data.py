@@ -130,3 +130,12 @@ def test_a_generator_of_dictionaries(tmp_path, monkeypatch):
         EvaluationData.open("my_data_for_test:wrong", (X,), 0)
     with pytest.raises(UsageError, match="no function"):
         EvaluationData.open("my_data_for_test:nothing", (X,), 0)
+
+
+@pytest.mark.parametrize("scale", [None, np.float64(1e300)])
+def test_values_that_the_inputs_type_cannot_hold_are_refused(tmp_path, scale):
+    stored = {"x_test": np.full((9, 3), 1e300)}
+    if scale is not None:
+        stored = {"x_test": np.full((9, 3), 7, np.int8), "scale/x": scale}
+    with pytest.raises(DataError, match="too large for float32"):
+        EvaluationData.open(write(tmp_path, **stored), (X,), 0)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from threading import Event
 
 import msgspec
 import pytest
@@ -47,6 +48,26 @@ def test_a_hang_ends_at_the_bound(instead):
     with pytest.raises(JobError, match="longer than the bound"):
         run_job(Nonsense(), dict, Limits(seconds=0.3))
     assert time.monotonic() - started < 60
+
+
+def test_a_stop_ends_it_at_once(instead):
+    instead("import time; time.sleep(600)")
+    stop = Event()
+    stop.set()
+    with pytest.raises(JobError, match="stopped"):
+        run_job(Nonsense(), dict, Limits(600), stop)
+
+
+def test_a_worker_ends_with_the_process_that_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "job")  # nobody writes: the worker waits for ever
+    code = (
+        "import subprocess, sys, os; c = subprocess.Popen([sys.executable, '-m', "
+        f"'edgeml_converters.worker', {str(tmp_path)!r}], stdin=subprocess.PIPE, stdout=1); "
+        "os.kill(os.getpid(), 9)"
+    )
+    # The pipe closes when the last process that holds it has ended: the worker is one of them.
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
+    assert done.returncode == -9
 
 
 def test_too_much_memory_ends_it(instead):

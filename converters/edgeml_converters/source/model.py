@@ -75,7 +75,15 @@ class Source:
         warnings = checks.check_weights(model, path)
         if shapes:
             model = fix_shapes(model, shapes)
-        inputs, outputs, said = load_check(model, path)
+        try:
+            inputs, outputs, said = load_check(model, path)
+        except ModelError as error:
+            if not shapes:
+                raise
+            raise ModelError(
+                f"with these shapes, {error.message}",
+                "leave --shape out, and give --data with inputs of the size that you mean",
+            ) from error
         warnings += said
         stored = {i.name for i in model.graph.initializer}
         listed = sum(i.name in stored for i in model.graph.input)

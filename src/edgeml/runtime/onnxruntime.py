@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,6 +70,8 @@ def _library() -> Any:
     Raises:
         MissingPackageError: It is not installed, or does not load.
     """
+    # The call below comes too late for the session file that the import would leave in /tmp.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
