@@ -155,10 +155,12 @@ class Controller:
             self._queue.put(lambda work: ingest(work, self.engine, address, message))
 
     def _on_connection(self, connected: bool) -> None:
-        logger.info("broker %s", "connected" if connected else "lost")
         if connected:
+            logger.info("broker connected")
             self._queue.put(_publish_all)
         else:
+            if not self._stopped.is_set():
+                logger.warning("broker lost: devices keep serving, and are reached again with it")
             self._queue.put(lambda work: work.changed("broker"))
 
     # -- the thread -----------------------------------------------------------------------------

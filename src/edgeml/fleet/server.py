@@ -28,7 +28,7 @@ import msgspec
 import uvicorn
 from fastapi import FastAPI
 
-from edgeml.errors import InputError, UsageError
+from edgeml.errors import EdgemlError, InputError, UsageError
 from edgeml.fleet import auth
 from edgeml.fleet.api import create_app
 from edgeml.fleet.blocks import BlockServer
@@ -45,6 +45,7 @@ from edgeml.trust.repository import TrustRepository
 logger = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 12 * 3600.0
+_LOOK_SECONDS = 1.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +139,9 @@ class Fleet:
         #: Of the first admin, when ``start`` has just made one; kept nowhere.
         self.password = ""
         self._stopping = threading.Event()
+        self._over = threading.Event()
         self._refresher = threading.Thread(target=self._refresh, name="fleet-trust", daemon=True)
+        self._keeper = threading.Thread(target=self._keep_broker, name="fleet-broker", daemon=True)
 
     @property
     def broker(self) -> str:
@@ -159,6 +162,7 @@ class Fleet:
             self.password = auth.first_admin(db, self._token_file, self.controller.clock())
         self.controller.start()
         self._refresher.start()
+        self._keeper.start()
 
     def stop(self) -> None:
         """Stop in the order in which nothing is lost."""
@@ -169,8 +173,24 @@ class Fleet:
         self.controller.stop()
         if self._broker is not None:
             self._broker.stop()
+        self._over.set()
+        if self._keeper.is_alive():
+            self._keeper.join()
         self.store.close()
         self._lock.close()
+
+    def _keep_broker(self) -> None:
+        """Start the embedded broker again when it ends; the controller refills it."""
+        while not self._stopping.wait(_LOOK_SECONDS):
+            if self._broker is None or self._broker.running:
+                continue
+            logger.error("the broker has ended, and is started again")
+            try:
+                self._broker.start()
+            except EdgemlError as error:
+                logger.error("%s", error)
+        # The kernel ends a broker with the thread that started it: not before its turn.
+        self._over.wait()
 
     def _refresh(self) -> None:
         """Sign the trust metadata anew, long before it ends."""
