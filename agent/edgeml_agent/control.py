@@ -11,6 +11,7 @@ A slot in the data plane holds a *serving* generation and at most one *staged* o
 ``switch``   traffic goes to the staged one; the old one stays loaded
 ``settle``   the old one is dropped: the new one is the only one
 ``revert``   traffic goes back to the old one; the new one is dropped
+``clear``    nothing serves any more: there is nothing to go back to
 ``probe``    run the golden samples of the serving one again
 ``observe``  hand over what was counted since the last ``observe``
 """
@@ -56,6 +57,12 @@ class Revert(msgspec.Struct, frozen=True, tag="revert"):
     slot: str
 
 
+class Clear(msgspec.Struct, frozen=True, tag="clear"):
+    """Drop everything in a slot; asking again changes nothing."""
+
+    slot: str
+
+
 class Probe(msgspec.Struct, frozen=True, tag="probe"):
     """Run the golden samples of what serves."""
 
@@ -70,7 +77,7 @@ class Quit(msgspec.Struct, frozen=True, tag="quit"):
     """Answer what is in flight, then stop."""
 
 
-Request = Stage | Switch | Settle | Revert | Probe | Observe | Quit
+Request = Stage | Switch | Settle | Revert | Clear | Probe | Observe | Quit
 
 
 class SlotStatus(msgspec.Struct, frozen=True, omit_defaults=True):

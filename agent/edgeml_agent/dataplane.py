@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import socket
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -41,17 +42,27 @@ class DataPlane:
 
     Args:
         command: Returns the command line for a control socket.
-        folder: Where the socket goes; a temporary folder instead when the path is too long.
+        folder: Where the socket goes; a temporary folder instead when the path is too long, or
+            the disk read-only.
+        environment: Variables that it gets beside ours.
         start_timeout: Seconds that a new process has to open its socket.
     """
 
-    def __init__(self, command: PlaneCommand, folder: Path, *, start_timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        command: PlaneCommand,
+        folder: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        start_timeout: float = 60.0,
+    ) -> None:
         """Remember how; start nothing."""
         self._command = command
+        self._environment = environment or {}
         self._start_timeout = start_timeout
         self._temporary: Path | None = None
         path = folder.resolve() / "control.sock"
-        if len(str(path).encode()) > _MAX_SOCKET_PATH:
+        if len(str(path).encode()) > _MAX_SOCKET_PATH or not os.access(folder, os.W_OK):
             self._temporary = Path(tempfile.mkdtemp(prefix="edgeml-"))
             path = self._temporary / "control.sock"
         self.path = path
@@ -93,7 +104,11 @@ class DataPlane:
         """
         self.kill()
         self.path.unlink(missing_ok=True)
-        process = subprocess.Popen(self._command(self.path), stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            self._command(self.path),
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **self._environment},
+        )
         self._process = process
         deadline = time.monotonic() + self._start_timeout
         while time.monotonic() < deadline:

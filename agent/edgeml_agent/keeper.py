@@ -8,23 +8,30 @@ through the same object and finds either a data plane that is ready, or none.
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable
 
 from edgeml.errors import DeviceError
 from edgeml.messages.payloads import Ref
-from edgeml_agent.control import Reply, Request, Revert, Settle, SlotStatus, Stage, Switch
+from edgeml_agent.control import Clear, Reply, Request, Revert, Settle, SlotStatus, Stage, Switch
 from edgeml_agent.dataplane import DataPlane, PlaneGoneError
 from edgeml_agent.slots import BundleStore
 from edgeml_agent.state import StateStore
-from edgeml_agent.transitions import Phase
+from edgeml_agent.transitions import Phase, Slot
 
 logger = logging.getLogger(__name__)
 
-_BACKOFF = (0.5, 30.0)
+_BACKOFF = (0.1, 30.0)
 #: A data plane that ran so long was healthy: the next pause is short again.
 _HEALTHY = 60.0
+#: After so many crashes in a row the version that was committed last is suspected.
+_LOOP = 5
+#: Somebody else ended it: a person, or the kernel when memory was short.
+_ENDED = (-signal.SIGKILL, -signal.SIGTERM)
+#: Seconds between two looks at the bytes of what does not load.
+_REPAIR_EVERY = 30.0
 #: Told of what people should know: (kind, severity, message).
 Notify = Callable[[str, str, str], None]
 
@@ -38,6 +45,8 @@ class Keeper:
         bundles: Where the bundles lie.
         profile: Profile of this device.
         notify: Told of crashes, and of what cannot be loaded.
+        crashing: Told when it crashes on and on while nothing is being brought in.
+        broken: Told of a slot whose last verified version does not load.
     """
 
     def __init__(
@@ -47,6 +56,9 @@ class Keeper:
         bundles: BundleStore,
         profile: str,
         notify: Notify,
+        *,
+        crashing: Callable[[str], None],
+        broken: Callable[[str], None],
     ) -> None:
         """Keep the parts; ``tick`` starts the data plane."""
         self._plane = plane
@@ -54,11 +66,16 @@ class Keeper:
         self._bundles = bundles
         self._profile = profile
         self._notify = notify
+        self._crashing = crashing
+        self._broken = broken
         self._ready = threading.Event()
         self._next_start = 0.0
         self._started = 0.0
         self._crashes = 0
+        self._loop = 0
+        self._opened = False
         self._next_load = 0.0
+        self._next_repair = 0.0
         self.statuses: dict[str, SlotStatus] = {}
         self.failures: dict[str, str] = {}
 
@@ -90,7 +107,7 @@ class Keeper:
         if not self._started and now >= self._next_start:
             self._start()
         if self.ready and now - self._started > _HEALTHY:
-            self._crashes = 0
+            self._crashes = self._loop = 0
         if self.ready and now >= self._next_load and not self.busy:
             self._reconcile(now)
 
@@ -106,11 +123,22 @@ class Keeper:
         message = f"the data plane ended with {code}; it is started again in {pause:.1f} s"
         logger.error("%s", message)
         self._notify("crash", "critical" if self._crashes > 1 else "warning", message)
+        # Only what ended under a model that serves speaks against it.
+        idle = all(slot.phase is Phase.IDLE for slot in self._store.state.slots.values())
+        if self._opened and code not in _ENDED:
+            self._loop = self._loop + 1 if idle else 0
+        if self._loop >= _LOOP:
+            self._loop = 0
+            self._crashing(
+                f"the data plane crashed {_LOOP} times in a row, the last time with {code}"
+            )
 
     def _start(self) -> None:
         self._started = time.monotonic()
+        self._opened = False
         try:
             self._plane.start()
+            self._opened = True
             self._load()
         except (DeviceError, PlaneGoneError, OSError) as error:
             logger.error("cannot start the data plane: %s", error)
@@ -123,9 +151,22 @@ class Keeper:
         """Load what is last verified into every slot."""
         self.failures = {}
         for name in sorted(self._store.state.slots):
-            ref = self._store.state.slot(name).last_verified
-            if ref is not None:
-                self._serve(name, ref)
+            self._serve_best(name, self._store.state.slot(name))
+
+    def _serve_best(self, name: str, slot: Slot) -> None:
+        """Serve what is last verified; while it does not load, at least the version before it."""
+        if slot.last_verified is None or self._serve(name, slot.last_verified):
+            return
+        failure, now = self.failures[name], time.monotonic()
+        if now >= self._next_repair:
+            self._next_repair = now + _REPAIR_EVERY
+            self._broken(name)
+        before = slot.previous
+        if before is None or name in self.statuses or self._store.state.forbids(before.digest):
+            return
+        if self._serve(name, before):
+            self.failures[name] = f"{failure}; {before.version} serves instead"
+            self._notify("load", "warning", f"slot {name}: {before.version} serves instead")
 
     def _serve(self, name: str, ref: Ref) -> bool:
         """Let a slot serve a version that was verified before; tell whether it does."""
@@ -152,7 +193,7 @@ class Keeper:
             wrong = status is None or status.ref != slot.last_verified
             if slot.phase is Phase.IDLE and slot.last_verified is not None and wrong:
                 try:
-                    self._serve(name, slot.last_verified)
+                    self._serve_best(name, slot)
                 except PlaneGoneError as error:
                     logger.warning("%s", error)
                     return
@@ -204,11 +245,14 @@ class Keeper:
             logger.info("settle: %s", error)
 
     def revert(self, name: str, ref: Ref | None) -> None:
-        """Drop what is staged or on trial, and serve ``ref``; see ``settle``."""
+        """Drop what is staged or on trial, and serve ``ref``, or nothing; see ``settle``."""
         try:
+            if ref is None:
+                self.ask(Clear(name))
+                self.failures.pop(name, None)
+                return
             reply = self.ask(Revert(name))
-            serves = reply.slots[name].ref if name in reply.slots else None
-            if ref is not None and serves != ref:
+            if name not in reply.slots or reply.slots[name].ref != ref:
                 self._serve(name, ref)
         except PlaneGoneError as error:
             logger.info("revert: %s", error)

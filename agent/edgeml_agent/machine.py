@@ -17,7 +17,6 @@ from edgeml.hardware import DeviceFacts
 from edgeml.runtime.facts import device_facts
 from edgeml_agent import child, durable
 from edgeml_agent.config import AgentConfig
-from edgeml_agent.serve.settings import Settings
 from edgeml_agent.supervisor import Machine
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,9 @@ def this_machine(config: AgentConfig) -> Machine:
         DeviceError: The state folder cannot be made.
     """
     facts = known_facts(durable.private_folder(Path(config.state)) / "machine.json")
-    return Machine(facts, resolve_profile(config.profile, facts), plane_command(config))
+    return Machine(
+        facts, resolve_profile(config.profile, facts), plane_command, plane_environment(config)
+    )
 
 
 def resolve_profile(name: str, facts: DeviceFacts) -> str:
@@ -72,23 +73,17 @@ def known_facts(path: Path) -> DeviceFacts:
     return facts
 
 
-class PlaneProgram:
-    """Command line of the real data plane."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Take what it listens on and what it bounds."""
-        self._settings = msgspec.json.encode(settings).decode()
-
-    def __call__(self, socket: Path) -> Sequence[str]:
-        """Return the command line for a control socket."""
-        return child.command(
-            "edgeml_agent.serve", "--control", str(socket), "--settings", self._settings
-        )
+def plane_command(socket: Path) -> Sequence[str]:
+    """Return the command line of the real data plane, for a control socket."""
+    return child.command("edgeml_agent.serve", "--control", str(socket))
 
 
-def plane_command(config: AgentConfig) -> PlaneProgram:
-    """Return the command of the data plane; what it unpacks goes below the state folder."""
+def plane_environment(config: AgentConfig) -> dict[str, str]:
+    """Return the data plane's settings as its environment; what it unpacks goes below the state.
+
+    Not on the command line: the settings hold the token, and everybody may read a command line.
+    """
     settings = config.serve
     if not settings.cache:
         settings = msgspec.structs.replace(settings, cache=str(Path(config.state) / "cache"))
-    return PlaneProgram(settings)
+    return {"EDGEML_SERVE_SETTINGS": msgspec.json.encode(settings).decode()}

@@ -7,10 +7,11 @@ believed changes nothing, but is told to the fleet.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -32,7 +33,10 @@ Notify = Callable[[str, str, str], None]
 
 
 class Trust:
-    """A TrustClient that several threads may use."""
+    """A TrustClient that several threads may use; a disk that cannot be written is a DeviceError.
+
+    Also what is accepted already is written when it is loaded.
+    """
 
     def __init__(self, client: TrustClient) -> None:
         """Take the client; nobody else uses it."""
@@ -40,22 +44,27 @@ class Trust:
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
-        """See ``TrustClient.refresh``; a disk that cannot be written is a DeviceError."""
-        with self._lock:
-            try:
-                self._client.refresh()
-            except OSError as error:
-                raise DeviceError(f"cannot store trust metadata: {error}") from error
+        """See ``TrustClient.refresh``."""
+        with self._using():
+            self._client.refresh()
 
     def target(self, path: str) -> TargetInfo:
         """See ``TrustClient.target``."""
-        with self._lock:
+        with self._using():
             return self._client.target(path)
 
     def director_keys(self) -> DirectorKeys:
         """See ``TrustClient.director_keys``."""
-        with self._lock:
+        with self._using():
             return self._client.director_keys()
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except OSError as error:
+                raise DeviceError(f"cannot store trust metadata: {error}") from error
 
 
 class Orders:
@@ -121,6 +130,8 @@ class Orders:
                     break
                 except (UnreachableError, DeviceError) as error:
                     logger.warning("desired state waits: %s", error)
+                    if isinstance(error, DeviceError) and pause == _BACKOFF[0]:
+                        self._notify("storage", "critical", f"an order waits: {error.message}")
                 self._stop.wait(pause)
                 if not self._queue.empty():  # a newer one tells more; this one waits behind it
                     self.offer(envelope)

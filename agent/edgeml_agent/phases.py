@@ -11,14 +11,20 @@ import logging
 import time
 from collections.abc import Callable
 
-from edgeml.errors import BundleError, DeviceError, NotTrustedError, UnreachableError
+from edgeml.errors import (
+    BundleError,
+    DeviceError,
+    EdgemlError,
+    NotTrustedError,
+    UnreachableError,
+)
 from edgeml.messages.payloads import Ref
 from edgeml.trust import bundle_target
 from edgeml_agent.config import SlotSettings
 from edgeml_agent.control import Probe, Reply, Switch
 from edgeml_agent.dataplane import PlaneGoneError
 from edgeml_agent.fetch import BlockFetcher, FetchStopped
-from edgeml_agent.keeper import Keeper
+from edgeml_agent.keeper import Keeper, Notify
 from edgeml_agent.orders import Trust
 from edgeml_agent.slots import BundleStore, DamagedBlobError
 from edgeml_agent.state import StateStore
@@ -44,6 +50,7 @@ class Phases:
         trust: Says which digest a version has.
         keeper: Asks the data plane.
         limits: Lower bounds of trials.
+        notify: Told of damage that was found.
         probe_every: Seconds between golden probes in a trial.
     """
 
@@ -55,6 +62,7 @@ class Phases:
         trust: Trust,
         keeper: Keeper,
         limits: SlotSettings,
+        notify: Notify,
         *,
         probe_every: float = 1.0,
     ) -> None:
@@ -65,13 +73,16 @@ class Phases:
         self._trust = trust
         self._keeper = keeper
         self._limits = limits
+        self._notify = notify
         self._probe_every = probe_every
         self._distrusted = 0
+        self._damage = ""
         self.progress: dict[str, tuple[int, int]] = {}
 
     def acts(self) -> dict[Phase, Act]:
         """Return phase -> act."""
         return {
+            Phase.IDLE: self.repair,
             Phase.FETCH: self.fetch,
             Phase.VERIFY: self.verify,
             Phase.STAGE: self.stage,
@@ -155,6 +166,40 @@ class Phases:
             return Result(Happening.FAULTY, error.message)
         except OSError as error:
             return Result(Happening.FAILED, f"cannot write: {error.strerror}")
+        return DONE
+
+    def repair(self, name: str, slot: Slot, stopped: Stopped) -> Result:
+        """Bring back what is damaged or missing of the version that should serve.
+
+        The keeper loads it as soon as it is whole again. Only what is not true is fetched.
+        """
+        ref = slot.last_verified
+        if ref is None:
+            return DONE
+        try:
+            self._bundles.verify(ref.digest)
+        except (DamagedBlobError, BundleError, NotTrustedError) as error:
+            found = error.message
+        except OSError as error:
+            return Result(Happening.FAILED, f"cannot read: {error.strerror}")
+        else:
+            return DONE
+        message = f"{ref.model} {ref.version}: {found}; it is fetched again"
+        if message != self._damage:  # once, however long the network is away
+            self._damage = message
+            self._notify("damaged", "critical", message)
+        try:
+            self._bundles.discard(ref.digest)
+            self._trust.refresh()
+            self._fetch(name, ref, stopped)
+            self._bundles.verify(ref.digest)
+            self._bundles.assemble(ref)
+        except (EdgemlError, FetchStopped) as error:
+            return Result(Happening.FAILED, str(error))
+        except OSError as error:
+            return Result(Happening.FAILED, f"cannot write: {error.strerror}")
+        finally:
+            self.progress.pop(name, None)
         return DONE
 
     def warmup(self, name: str, slot: Slot, stopped: Stopped) -> Result:

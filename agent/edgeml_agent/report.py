@@ -36,20 +36,28 @@ def slot_report(
 
 
 def health(
-    state: DeviceState, statuses: Mapping[str, SlotStatus], *, ready: bool, crashes: int
+    state: DeviceState,
+    statuses: Mapping[str, SlotStatus],
+    failures: Mapping[str, str],
+    *,
+    ready: bool,
+    crashes: int,
 ) -> str:
-    """Return ``ok``, ``degraded`` (a fallback runs, or it crashed lately) or ``failing``.
+    """Return ``ok``, ``degraded`` or ``failing``.
+
+    Degraded: a fallback runs, it crashed lately, or the version before serves in its place.
 
     Args:
         state: What is stored.
         statuses: What serves.
+        failures: Why a slot does not load, by slot.
         ready: Whether the data plane runs and was loaded.
         crashes: Its crashes in a row.
     """
     should = {name for name, slot in state.slots.items() if slot.last_verified is not None}
     if not ready or crashes > 2 or should - set(statuses):
         return "failing"
-    if crashes or any(status.degraded for status in statuses.values()):
+    if crashes or failures or any(status.degraded for status in statuses.values()):
         return "degraded"
     return "ok"
 
@@ -92,6 +100,6 @@ def report(
         generation=state.generation,
         slots=slots,
         quarantined=tuple(sorted(state.quarantined)),
-        health=health(state, statuses, ready=ready, crashes=crashes),
+        health=health(state, statuses, failures, ready=ready, crashes=crashes),
         clock=clock,
     )

@@ -158,6 +158,16 @@ class BundleStore:
             path.unlink()
             raise DamagedBlobError(f"blob {digest} is damaged on the disk")
 
+    def discard(self, digest: str) -> None:
+        """Forget a bundle's folder, but not its blobs; ``assemble`` makes it again.
+
+        Raises:
+            OSError: It cannot be removed.
+        """
+        for folder in (self.path(digest), self._bundles / f".{_hex(digest)}.new"):
+            if folder.exists():
+                shutil.rmtree(folder)
+
     def assemble(self, ref: Ref) -> None:
         """Make the folder of a bundle from its blobs, and open it.
 

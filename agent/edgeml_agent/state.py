@@ -87,9 +87,18 @@ class FolderLock:
         """Take the folder.
 
         Raises:
-            DeviceError: Another agent has it.
+            DeviceError: Another agent has it, or it may not be entered.
         """
-        self._handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = folder / "lock"
+        try:
+            try:
+                self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError:  # a read-only disk: a lock needs no writing
+                self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DeviceError(
+                f"cannot use {folder}: {error.strerror}", "check its owner, or use sudo"
+            ) from error
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -52,6 +52,8 @@ _TOLD = {
     Happening.EXHAUSTED: ("rollback", "critical"),
     Happening.FAILED: ("rollback", "warning"),
     Happening.REFUSED: ("refused", "warning"),
+    Happening.WITHDRAWN: ("withdrawn", "warning"),
+    Happening.CRASHING: ("rollback", "critical"),
 }
 
 #: Makes the link: (client id, will) -> Link.
@@ -65,11 +67,13 @@ class Machine(NamedTuple):
         facts: What the machine is.
         profile: Name of the hardware profile that was chosen or configured.
         command: Command line of the data plane.
+        environment: Variables that the data plane gets beside ours.
     """
 
     facts: DeviceFacts
     profile: str
     command: PlaneCommand
+    environment: Mapping[str, str] = {}
 
 
 class Supervisor:
@@ -93,9 +97,8 @@ class Supervisor:
         self._folder_lock = FolderLock(self._folder)
         self.store = StateStore(self._folder)
         self._was_clean = self.store.state.clean
-        boots = self.store.update(
-            lambda s: msgspec.structs.replace(s, boots=s.boots + 1, clean=False)
-        ).boots
+        self._storage = ""
+        boots = self._count_boot()
         #: Sorts by start, and differs also when the state was lost.
         self.boot = f"{boots:08d}-{secrets.token_hex(3)}"
         self._clock = Clock()
@@ -106,6 +109,19 @@ class Supervisor:
         self._announce = threading.Event()
         self._calls: queue.Queue[Rpc] = queue.Queue(_MAX_CALLS)
         self._assemble(make_link)
+
+    def _count_boot(self) -> int:
+        """Return the number of this start; a full or read-only disk must not keep us from serving.
+
+        Without it a crash in this boot is not counted against an update: nothing more.
+        """
+        boots = self.store.state.boots + 1
+        try:
+            self.store.update(lambda s: msgspec.structs.replace(s, boots=boots, clean=False))
+        except DeviceError as error:
+            logger.error("%s (%s): serving all the same", error.message, error.hint)
+            self._storage = error.message
+        return boots
 
     def _assemble(self, make_link: MakeLink) -> None:
         config, folder = self.config, self._folder
@@ -126,11 +142,21 @@ class Supervisor:
                 now=self._clock.now,
             )
         )
-        self._plane = DataPlane(self._machine.command, folder)
-        self.keeper = Keeper(
-            self._plane, self.store, bundles, self._machine.profile, self._outbox.event
+        self._plane = DataPlane(
+            self._machine.command, folder, environment=self._machine.environment
         )
-        self._phases = Phases(self.store, bundles, fetcher, trust, self.keeper, config.slots)
+        self.keeper = Keeper(
+            self._plane,
+            self.store,
+            bundles,
+            self._machine.profile,
+            self._outbox.event,
+            crashing=lambda reason: self.updater.crashing(reason),
+            broken=lambda name: self.updater.repair(name),
+        )
+        self._phases = Phases(
+            self.store, bundles, fetcher, trust, self.keeper, config.slots, self._outbox.event
+        )
         self.updater = Updater(self.store, self.acts(self._phases), self._transition)
         self.orders = Orders(
             config.fleet,
@@ -160,7 +186,9 @@ class Supervisor:
             self._outbox.event(
                 "clock_untrusted", "warning", f"the clock says {time.time():.0f}, before release"
             )
-        self.updater.resume(clean=self._was_clean)
+        if self._storage:
+            self._outbox.event("storage", "critical", self._storage)
+        self._resume()
         self._link.subscribe(self._down("desired"), lambda m: self.orders.offer(m.payload))
         self._link.subscribe(self._down("rpc"), self._on_rpc)
         self._link.on_connection(self._on_connection)
@@ -179,6 +207,12 @@ class Supervisor:
                 self._stop.wait(_TICK)
         finally:
             self._shut_down(threads)
+
+    def _resume(self) -> None:
+        try:
+            self.updater.resume(clean=self._was_clean)
+        except DeviceError as error:  # what was in flight is done again from its start all the same
+            logger.error("cannot note that an update goes on: %s", error)
 
     def _down(self, kind: str) -> str:
         return topics.down(self.config.fleet, self.config.device, kind)

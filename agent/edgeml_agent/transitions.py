@@ -5,6 +5,7 @@
     phase     done      retry     failed    faulty     crashed   superseded  exhausted  resumed
     --------  --------  --------  --------  ---------  --------  ----------  ---------  --------
     idle      (target -> fetch, satisfied -> idle, refused -> idle)                     idle
+    idle      (withdrawn -> rollback, crashing -> rollback!)
     fetch     verify    fetch     rollback  -          -         rollback    -          fetch
     verify    stage     fetch+    rollback  rollback!  -         rollback    rollback   verify+
     stage     warmup    -         rollback  rollback!  -         rollback    rollback   stage+
@@ -20,7 +21,9 @@ through a long download.
 
 What a transition does to the state is here and pure; what a phase *does* is in ``updater``. The
 new state is on the disk before its act begins. Entering ``commit`` is the point of no return: the
-same write makes the candidate ``last_verified``.
+same write makes the candidate ``last_verified``. Only two things change it otherwise: the fleet
+forbids it (``withdrawn``), or the data plane crashes again and again under it (``crashing``). Then
+the version before it takes its place, if there is one that may run; else the slot is empty.
 """
 
 from __future__ import annotations
@@ -63,6 +66,8 @@ class Happening(StrEnum):
     SUPERSEDED = "superseded"
     EXHAUSTED = "exhausted"
     RESUMED = "resumed"
+    WITHDRAWN = "withdrawn"
+    CRASHING = "crashing"
 
 
 class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -71,7 +76,8 @@ class Slot(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         phase: Where its updater stands.
         active: What serves; the candidate during a trial.
-        last_verified: What a rollback goes back to; changed only by entering ``commit``.
+        last_verified: What a rollback goes back to; changed by entering ``commit``, and when it
+            is withdrawn itself.
         previous: What was last verified before that; kept on disk for a quick way back.
         candidate: What is being brought in.
         target: What was asked for in this attempt.
@@ -125,6 +131,12 @@ class DeviceState(msgspec.Struct, frozen=True, omit_defaults=True):
         """Return a slot; an empty one when it is not known yet."""
         return self.slots.get(name, Slot())
 
+    def forbids(self, digest: str) -> bool:
+        """Tell whether a digest is in quarantine, here or in the fleet."""
+        return digest in self.quarantined or (
+            self.desired is not None and digest in self.desired.quarantined
+        )
+
 
 _P, _H = Phase, Happening
 #: (phase, happening) -> the next phase.
@@ -133,6 +145,8 @@ TABLE: dict[tuple[Phase, Happening], Phase] = {
     (_P.IDLE, _H.SATISFIED): _P.IDLE,
     (_P.IDLE, _H.REFUSED): _P.IDLE,
     (_P.IDLE, _H.RESUMED): _P.IDLE,
+    (_P.IDLE, _H.WITHDRAWN): _P.ROLLBACK,
+    (_P.IDLE, _H.CRASHING): _P.ROLLBACK,
     (_P.FETCH, _H.DONE): _P.VERIFY,
     (_P.FETCH, _H.RETRY): _P.FETCH,
     (_P.FETCH, _H.FAILED): _P.ROLLBACK,
@@ -177,10 +191,10 @@ COUNTED = frozenset(
     + [(_P.WARMUP, _H.CRASHED), (_P.TRIAL, _H.CRASHED), (_P.VERIFY, _H.RETRY)]
 )
 
-#: Transitions that put the candidate into quarantine.
+#: Transitions that put the candidate into quarantine, or what is active where there is none.
 QUARANTINE = frozenset(
     [(phase, _H.FAULTY) for phase in (_P.VERIFY, _P.STAGE, _P.WARMUP, _P.TRIAL)]
-    + [(_P.WARMUP, _H.EXHAUSTED), (_P.TRIAL, _H.EXHAUSTED)]
+    + [(_P.WARMUP, _H.EXHAUSTED), (_P.TRIAL, _H.EXHAUSTED), (_P.IDLE, _H.CRASHING)]
 )
 
 
@@ -217,8 +231,9 @@ def advance(
     if key not in TABLE:
         raise InternalError(f"the updater has no transition for '{happening}' in '{slot.phase}'")
     quarantined = state.quarantined
-    if key in QUARANTINE and slot.candidate is not None:
-        quarantined = {**quarantined, slot.candidate.digest: detail[:_DETAIL]}
+    suspect = slot.candidate or slot.active
+    if key in QUARANTINE and suspect is not None:
+        quarantined = {**quarantined, suspect.digest: detail[:_DETAIL]}
     slot = _entered(slot, state, TABLE[key], happening, target, detail[:_DETAIL])
     return msgspec.structs.replace(
         state, slots={**state.slots, name: slot}, quarantined=quarantined
@@ -235,7 +250,17 @@ def _entered(
 ) -> Slot:
     """Return the slot as it is when it has entered a phase."""
     change: dict[str, object] = {"phase": phase}
-    if slot.phase is Phase.IDLE and happening is not Happening.RESUMED:
+    if slot.phase is Phase.IDLE and phase is Phase.ROLLBACK:
+        before = slot.previous
+        usable = before is not None and not state.forbids(before.digest)
+        change |= {
+            "active": before if usable else None,
+            "last_verified": before if usable else None,
+            "previous": None,
+            "outcome": "rolled_back",
+            "detail": detail,
+        }
+    elif slot.phase is Phase.IDLE and happening is not Happening.RESUMED:
         assert target is not None
         outcomes = {Happening.SATISFIED: "committed", Happening.REFUSED: "refused"}
         change |= {

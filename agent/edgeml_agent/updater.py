@@ -69,6 +69,8 @@ class Updater:
         self._wake = threading.Condition()
         self._news = False
         self._stop = False
+        self._crashing = ""
+        self._broken: set[str] = set()
 
     def wake(self, *, now: bool = False) -> None:
         """Look again at what is desired.
@@ -81,6 +83,18 @@ class Updater:
             if now:
                 self._retries = 0
             self._wake.notify_all()
+
+    def crashing(self, reason: str) -> None:
+        """Go back from the version that was committed last: what serves crashes on and on."""
+        with self._wake:
+            self._crashing = reason
+        self.wake()
+
+    def repair(self, name: str) -> None:
+        """Look whether the bytes of what a slot should serve are damaged, and mend them."""
+        with self._wake:
+            self._broken.add(name)
+        self.wake()
 
     def stop(self) -> None:
         """Let ``run`` return soon; what is in flight goes on at the next start."""
@@ -120,9 +134,11 @@ class Updater:
             DeviceError: The state cannot be written.
             Stopping: The agent is stopping.
         """
+        if self._crashing:
+            self._go_back()
         name = self.next_slot(self._store.state)
         if name is None:
-            return False
+            return self._mend()
         slot = self._store.state.slot(name)
         if slot.phase is Phase.IDLE:
             self._begin(name)
@@ -161,7 +177,35 @@ class Updater:
             for name in sorted(state.desired.slots):
                 if state.slot(name).attempted < state.generation:
                     return name
+            for name in sorted(state.slots):  # only when there was no better order for it
+                verified = state.slots[name].last_verified
+                if verified is not None and verified.digest in state.desired.quarantined:
+                    return name
         return None
+
+    def _go_back(self) -> None:
+        """Withdraw the version that was committed last, where there is one before it."""
+        reason, self._crashing = self._crashing, ""
+        state = self._store.state
+        found = [
+            (slot.attempted, name)
+            for name, slot in state.slots.items()
+            if slot.phase is Phase.IDLE and slot.outcome == "committed"
+            if slot.previous is not None and not state.forbids(slot.previous.digest)
+        ]
+        if found:
+            self._post(max(found)[1], Result(Happening.CRASHING, reason))
+
+    def _mend(self) -> bool:
+        """Mend the bytes of one slot; tell whether there was one to look at."""
+        if not self._broken or Phase.IDLE not in self._acts:
+            return False
+        with self._wake:
+            name = self._broken.pop()
+        slot = self._store.state.slot(name)
+        result = self._acts[Phase.IDLE](name, slot, lambda: self._stop)
+        logger.info("slot %s: repair: %s %s", name, result.happening, result.detail)
+        return True
 
     @staticmethod
     def superseded(state: DeviceState, name: str) -> bool:
@@ -175,19 +219,22 @@ class Updater:
         return target is not None and target.ref.digest != candidate.digest
 
     def _begin(self, name: str) -> None:
-        """Begin the attempt that the desired state asks for."""
+        """Begin the attempt that the desired state asks for, or withdraw what it forbids."""
         state = self._store.state
         assert state.desired is not None
-        target = state.desired.slots[name]
         slot = state.slot(name)
+        target = state.desired.slots.get(name)
+        if target is None or slot.attempted >= state.generation:
+            self._post(name, Result(Happening.WITHDRAWN, "quarantined by the fleet"))
+            return
         digest = target.ref.digest
-        if slot.last_verified == target.ref:
+        if digest in state.desired.quarantined:
+            self._post(name, Result(Happening.REFUSED, "quarantined by the fleet"), target)
+        elif slot.last_verified == target.ref:
             self._post(name, Result(Happening.SATISFIED), target)
         elif digest in state.quarantined:
             reason = f"quarantined here: {state.quarantined[digest]}"
             self._post(name, Result(Happening.REFUSED, reason), target)
-        elif digest in state.desired.quarantined:
-            self._post(name, Result(Happening.REFUSED, "quarantined by the fleet"), target)
         else:
             self._post(name, Result(Happening.TARGET), target)
 

@@ -16,9 +16,9 @@ from edgeml.drift.reference import decode as reference_of
 from edgeml.drift.window import DriftWindow
 from edgeml.drift.window import decode as window_of
 from edgeml.messages.payloads import Ref
-from edgeml_agent.control import Observe, Probe, Quit, Revert, Settle, Stage, Switch
+from edgeml_agent.control import Clear, Observe, Probe, Quit, Revert, Settle, Stage, Switch
 from tests.support.bundles import PROFILE, make_bundle, reference
-from tests.support.serving import Control, UnixConnection, infer, process
+from tests.support.serving import Control, UnixConnection, call, infer, process
 
 X = np.random.default_rng(3).normal(size=(2, 4)).astype(np.float32)
 
@@ -96,6 +96,8 @@ def test_one_update_from_stage_to_settle(plane, bundles):
     reply = control.ask(Revert(slot))
     assert not reply.ok and reply.kind == "state" and version_of(socket, slot) == "1.0.0"
     assert reply.slots[slot].requests >= 3
+    assert control.ask(Clear(slot)).ok and control.ask(Clear(slot)).ok
+    assert slot not in control.ask(Clear("never")).slots and version_of(socket, slot) is None
 
 
 def test_what_must_not_serve_says_which_way_it_fails(plane, bundles):
@@ -334,3 +336,26 @@ def test_any_order_of_requests(plane, bundles):
     case = SlotMachine.TestCase
     case.settings = settings(max_examples=6, stateful_step_count=12, deadline=None)
     case("runTest").runTest()
+
+
+def test_counters_go_on_over_a_switch_and_back(plane, bundles):
+    control, socket, _ = plane
+    slot = "counted"
+
+    def answered():
+        connection = UnixConnection(socket)
+        page = call(connection, "GET", "/metrics")[2]
+        connection.close()
+        head = f'edgeml_inference_requests_total{{model="{slot}",version='
+        lines = [line for line in page.decode().splitlines() if line.startswith(head)]
+        found = {line.split('"')[3]: int(line.split()[-1]) for line in lines if "success" in line}
+        assert len(found) == len(lines), "a series stands there twice"
+        return found
+
+    for number, expected in [(1, {"1.0.0": 2}), (2, {"1.0.0": 2, "2.0.0": 2}),
+                             (1, {"1.0.0": 4, "2.0.0": 2})]:  # fmt: skip
+        control.ask(staging(bundles[number], slot))
+        control.ask(Switch(slot))
+        control.ask(Settle(slot))
+        version_of(socket, slot), version_of(socket, slot)
+        assert answered() == expected

@@ -184,3 +184,21 @@ def test_settings_are_decoded_strictly(text, word):
         parse_settings(text)
     assert parse_settings('{"http": "[::1]:0"}').address() == ("::1", 0)
     assert parse_settings('{"http": "0.0.0.0:1", "token": "t"}').token == "t"
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_outputs_that_are_not_finite_are_an_error_of_the_model(tmp_path, binary):
+    body = json.loads(BODY)
+    body["parameters"] = {"binary_data_output": binary}
+
+    async def main(path, gate, generation):
+        gate.inner = lambda feed: {"y": np.full((1, 3), np.nan, np.float32)}
+        status, _, answer = await request(path, json.dumps(body).encode())
+        assert status == 500 and "not finite" in answer["error"]
+        assert generation.status().errors == {"nonfinite": 1}
+        assert generation.status().requests == 0
+        generation.nonfinite = True
+        status, _, answer = await request(path)
+        assert status == 400 and "binary tensor data" in answer["error"]
+
+    serve(tmp_path, main)

@@ -174,8 +174,8 @@ def test_every_wrong_request_is_one_clear_error(client, method, path, body, stat
     [
         ("br", b"x", 415),
         ("gzip", b"not gzip", 400),
-        ("gzip", gzip.compress(json.dumps(tensor()).encode())[:-4], 400),
-        ("gzip", gzip.compress(b" " * (65 << 20)), 413),
+        ("gzip", gzip.compress(json.dumps(tensor()).encode(), mtime=0)[:-4], 400),
+        ("gzip", gzip.compress(b" " * (65 << 20), mtime=0), 413),
     ],
 )
 def test_compressed_bodies_are_bounded(client, encoding, body, status):

@@ -229,3 +229,104 @@ def test_second_agent_on_the_same_folder_is_refused(world, forks):
     assert forks.wait(other) != 0
     assert world.fleet.deploy(world.add("1.0.0")) == 1
     world.fleet.wait_outcome(1, "committed")
+
+
+def test_a_first_version_that_fails_its_trial_leaves_the_slot_empty(world):
+    fleet = world.fleet
+    bad = world.add("1.0.0-errors")
+    report = fleet.wait_outcome(fleet.deploy(bad), "rolled_back")
+    assert (report.last_verified, report.candidate) == (None, None)
+    fleet.wait(lambda: fleet.reported.slots["main"].active is None, what="nothing served")
+    assert fleet.reported.health == "ok" and fleet.reported.quarantined == (bad.digest,)
+    fleet.wait_outcome(fleet.deploy(world.add("1.1.0")), "committed")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_version_that_the_fleet_forbids_is_dropped(world, named):
+    fleet = world.fleet
+    first = world.install("1.0.0")
+    generation = fleet.deploy(first if named else None, quarantined=(first.digest,))
+    fleet.wait(lambda: fleet.reported.generation == generation, what="the order")
+    fleet.wait(lambda: fleet.reported.slots["main"].active is None, what="nothing served")
+    report = fleet.reported.slots["main"]
+    assert (report.last_verified, report.outcome) == (None, "rolled_back")
+    assert "quarantined by the fleet" in report.detail
+    folder = world.folder / "device" / "state" / "bundles" / first.digest.split(":")[1]
+    fleet.wait(lambda: not folder.exists(), what="its bytes are gone")
+
+
+def test_a_forbidden_version_gives_way_to_the_one_before_it(world):
+    first = world.install("1.0.0")
+    second = world.install("2.0.0")
+    world.fleet.deploy(None, quarantined=(second.digest,))
+    world.fleet.wait(lambda: world.fleet.reported.slots["main"].active == first)
+    assert world.fleet.reported.slots["main"].last_verified == first
+
+
+def test_a_forbidden_version_serves_until_its_successor_does(world):
+    first = world.install("1.0.0")
+    second = world.add("2.0.0")
+    generation = world.fleet.deploy(second, quarantined=(first.digest,))
+    report = world.fleet.wait_outcome(generation, "committed")
+    assert report.active == second
+    served = (world.folder / "points.journal").read_text().split()
+    assert served == ["1.0.0", "2.0.0"]
+
+
+def test_a_committed_version_that_crashes_on_and_on_gives_way(world, forks):
+    fleet = world.fleet
+    forks.stop(world.pid)
+    world.config.write_text(world.config.read_text() + "\n[telemetry]\nwindow_seconds = 0.4\n")
+    world.start()
+    first = world.install("1.0.0")
+    bad = world.add("2.0.0-loop")
+    fleet.deploy(bad, seconds=0.1)
+    fleet.wait(lambda: bad.digest in fleet.reported.quarantined, what="quarantine")
+    fleet.wait(lambda: fleet.reported.slots["main"].active == first, what="the version before")
+    report = fleet.reported.slots["main"]
+    assert (report.last_verified, report.outcome) == (first, "rolled_back")
+    if "did not come through" not in report.detail:  # it came through its trial
+        assert "crashed 5 times in a row" in report.detail
+
+
+def test_damaged_bytes_are_replaced_while_the_version_before_serves(world, forks):
+    fleet = world.fleet
+    first = world.install("1.0.0")
+    second = world.install("2.0.0")
+    forks.kill(world.pid)
+    fleet.silent = True
+    state = world.folder / "device" / "state"
+    damaged = max(
+        (state / "bundles" / second.digest.split(":")[1]).glob("blobs/sha256/*"),
+        key=lambda path: path.stat().st_size,
+    )
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    world.start()
+    fleet.wait(lambda: [e for e in fleet.events if e.kind == "damaged"], what="event")
+    fleet.wait(lambda: fleet.reported.slots["main"].active == first, what="the version before")
+    assert fleet.reported.slots["main"].last_verified == second
+    fleet.wait(lambda: fleet.reported.health == "degraded", what="degraded")
+    fleet.silent = False
+    fleet.wait(lambda: fleet.reported.slots["main"].active == second, 60, what="mended")
+    fleet.wait(lambda: fleet.reported.health == "ok", what="ok")
+
+
+def test_a_disk_that_cannot_be_written_does_not_keep_it_from_serving(world, forks):
+    fleet = world.fleet
+    first = world.install("1.0.0")
+    forks.stop(world.pid)
+    state = world.folder / "device" / "state"
+    blocked = state / ".state.json.new"
+    blocked.mkdir()  # so that no new state can be written, whoever runs this
+    world.start()
+    fleet.wait(lambda: [e for e in fleet.events if e.kind == "storage"], what="event")
+    fleet.wait(lambda: fleet.reported.slots["main"].active == first, what="serves")
+    generation = fleet.deploy(world.add("2.0.0"))
+    fleet.wait(
+        lambda: [e for e in fleet.events if e.message.startswith("an order waits")], what="waits"
+    )
+    assert world.state().generation == 1
+    blocked.rmdir()
+    fleet.wait_outcome(generation, "committed")

@@ -100,7 +100,7 @@ def _agent(config_path, points, kill_at):
 def _run_agent(config_path, points, kill_at):
     from edgeml.hardware import DeviceFacts
     from edgeml.link.mqtt import MqttLink
-    from edgeml_agent import config, logs, supervisor
+    from edgeml_agent import config, keeper, logs, supervisor
 
     logs.configure("text")
     note = _Points(points, kill_at)
@@ -120,6 +120,7 @@ def _run_agent(config_path, points, kill_at):
             return {phase: around(phase, act) for phase, act in super().acts(phases).items()}
 
     supervisor._TICK = 0.05
+    keeper._BACKOFF = (0.05, 0.2)
     supervisor.BlockFetcher = functools.partial(supervisor.BlockFetcher, timeout=0.5)
     found = config.load(config_path)
     agent = Watched(

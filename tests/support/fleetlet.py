@@ -117,14 +117,15 @@ class Fleetlet:
         return ref
 
     def envelope(self, ref, generation, slot="main", seconds=0.2, requests=1000, **extra):
-        target = SlotTarget(ref, requests=requests, seconds=seconds)
+        target = SlotTarget(ref, requests=requests, seconds=seconds) if ref is not None else None
+        slots = {slot: target} if target is not None else {}
         desired = DesiredState(
-            fleet=FLEET, device=self.device, generation=generation, slots={slot: target}, **extra
+            fleet=FLEET, device=self.device, generation=generation, slots=slots, **extra
         )
         return sign(desired, self.trust.director_signer)
 
     def deploy(self, ref, **options) -> int:
-        """Sign and publish what the device should run; return the generation."""
+        """Sign and publish what the device should run (None: no word on it)."""
         self.generation += 1
         self.send(self.envelope(ref, self.generation, **options))
         return self.generation

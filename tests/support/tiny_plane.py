@@ -1,11 +1,13 @@
 """A data plane without a runtime, for tests of the supervisor: starts in a few milliseconds.
 
 ``python tiny_plane.py SOCKET JOURNAL``; the journal gets a line for each version that it serves.
-What a version does is in its name: ``-golden`` fails its golden
-samples, ``-load`` does not load, ``-crash`` ends the process when it is staged, ``-trial`` ends it
-in the trial, ``-errors`` answers most requests with an error. It ends when the supervisor hangs up.
+What a version does is in its name: ``-golden`` fails its golden samples, ``-load`` does not load,
+``-crash`` ends the process when it is staged, ``-trial`` ends it in the trial, ``-loop`` ends it
+whenever it is asked for counts, ``-errors`` answers most requests with an error. It ends when the
+supervisor hangs up.
 """
 
+import hashlib
 import json
 import os
 import socket
@@ -29,6 +31,9 @@ def answer(request):
     version = request.get("ref", {}).get("version", "")
     if kind == "stage":
         assert Path(request["bundle"], "index.json").is_file(), request["bundle"]
+        for blob in Path(request["bundle"], "blobs", "sha256").iterdir():
+            if hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name:
+                return {"ok": False, "error": f"{blob.name} is damaged", "kind": "load"}
         if "-crash" in version:
             os._exit(7)
         for reason in ("golden", "load"):
@@ -51,11 +56,16 @@ def answer(request):
         elif slot in old:
             serving[slot] = old.pop(slot)
         else:
-            serving.pop(slot, None)
+            return {"ok": False, "error": "nothing to go back to", "kind": "state"}
+    elif kind == "clear":
+        for part in (serving, staged, old):
+            part.pop(slot, None)
     elif kind == "probe":
         if "-trial" in serving[slot]["version"]:
             os._exit(8)
     elif kind == "observe":
+        if any("-loop" in ref["version"] for ref in serving.values()):
+            os._exit(9)
         window = [{"slot": s, "ref": r, "seconds": 1.0, "requests": 1} for s, r in serving.items()]
         return {"ok": True, "windows": window}
     return {"ok": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from edgeml.errors import DeviceError
@@ -19,7 +20,12 @@ def check(config: AgentConfig) -> Finding:
         durable.write(probe, b"probe")
         probe.unlink()
     except (OSError, DeviceError) as error:
-        return Finding("state", Grade.BAD, f"cannot write {folder}: {error}", "check its owner")
+        code = error.errno if isinstance(error, OSError) else None
+        full = code in (errno.ENOSPC, errno.EDQUOT)
+        hint = "make room on the disk" if full else "check its owner"
+        if code == errno.EROFS:
+            hint = "the disk is read-only: check it, and mount it again"
+        return Finding("state", Grade.BAD, f"cannot write {folder}: {error}", hint)
     if folder.stat().st_mode & 0o077:
         return Finding("state", Grade.WARNING, f"others may enter {folder}", f"chmod 700 {folder}")
     return Finding("state", Grade.GOOD, f"{folder} can be written")

@@ -10,6 +10,7 @@ import msgspec
 
 from edgeml.errors import EdgemlError
 from edgeml_agent.control import (
+    Clear,
     Observe,
     Probe,
     Quit,
@@ -95,6 +96,8 @@ class ControlServer:
                 slots.settle(request.slot)
             elif isinstance(request, Revert):
                 slots.revert(request.slot)
+            elif isinstance(request, Clear):
+                slots.clear(request.slot)
             elif isinstance(request, Probe):
                 await slots.probe(request.slot)
             elif isinstance(request, Observe):

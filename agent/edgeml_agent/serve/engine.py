@@ -14,7 +14,7 @@ from edgeml.tensors import Array, TensorSpec, check_feed
 from edgeml_agent.serve.batcher import Item, Outcome
 from edgeml_agent.serve.generation import Generation
 from edgeml_agent.serve.oip import InferRequest, check_wanted
-from edgeml_agent.serve.refused import kind_of
+from edgeml_agent.serve.refused import Refused, kind_of
 from edgeml_agent.serve.slots import Slots
 
 #: Called with what answers: the generation, the request's id, and the outputs or the error.
@@ -67,6 +67,8 @@ class Engine:
             request_id = request.id or f"{self._prefix}-{next(self._numbers):x}"
 
             def finish(outcome: Outcome) -> None:
+                if not generation.nonfinite and not isinstance(outcome, EdgemlError):
+                    outcome = _finite(outcome)
                 if isinstance(outcome, EdgemlError):
                     counts.failed(kind_of(outcome))
                 else:
@@ -100,9 +102,27 @@ class Engine:
             raise RequestError("the request has 0 rows, expected at least 1")
         if not self._allow_nonfinite:
             for name, array in feed.items():
-                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                if not is_finite(array):
                     raise RequestError(
                         f"input '{name}' holds values that are not finite (NaN or infinity)",
                         "replace missing values before the request",
                     )
         return feed
+
+
+def is_finite(array: Array) -> bool:
+    """Tell whether an array holds neither NaN nor infinity."""
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def _finite(outputs: dict[str, Array]) -> Outcome:
+    """Return outputs whose values are all finite, or the error that says which are not."""
+    for name, array in outputs.items():
+        if not is_finite(array):
+            return Refused(
+                f"output '{name}' holds values that are not finite (NaN or infinity)",
+                "the model failed on this request",
+                status=500,
+                kind="nonfinite",
+            )
+    return outputs

@@ -38,6 +38,7 @@ class Generation:
         chain: What runs it.
         batcher: Its queue.
         counts: What happened to its requests.
+        nonfinite: Whether its outputs may hold NaN and infinity.
     """
 
     def __init__(
@@ -47,8 +48,11 @@ class Generation:
         chain: Chain[OpenedVariant],
         batcher: Batcher,
         drift: DriftFeed | None,
+        *,
+        nonfinite: bool = False,
     ) -> None:
         """Start answering, and looking after the fallback."""
+        self.nonfinite = nonfinite
         self.slot = request.slot
         self.ref = request.ref
         self.manifest = manifest
@@ -124,7 +128,8 @@ async def load(
         plan.batch, plan.seconds * 1e3, "inline" if batcher.inline else "on a thread",
     )  # fmt: skip
     drift = DriftFeed(model.drift, loop) if model.drift is not None else None
-    return Generation(request, model.manifest, chain, batcher, drift)
+    nonfinite = settings.allow_nonfinite or model.nonfinite
+    return Generation(request, model.manifest, chain, batcher, drift, nonfinite=nonfinite)
 
 
 def _load(

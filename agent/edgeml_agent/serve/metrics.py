@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgeml.stats.buckets import LATENCY_BOUNDS
 from edgeml_agent.serve.generation import Generation
+from edgeml_agent.serve.window import Totals
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -75,23 +76,28 @@ class _Text:
         return "".join(parts).encode()
 
 
-def render(generations: Sequence[Generation]) -> bytes:
-    """Return the page for what serves now."""
+def render(totals: Mapping[tuple[str, str], Totals], generations: Sequence[Generation]) -> bytes:
+    """Return the page.
+
+    Args:
+        totals: (slot, version) -> what it did since this process began: a counter never ends.
+        generations: What serves now.
+    """
     text = _Text()
+    for (slot, version), total in sorted(totals.items()):
+        _counters(text, {"model": slot, "version": version}, total)
     for generation in generations:
-        _generation(text, generation)
+        _gauges(text, generation)
     text.add("edgeml_process_resident_bytes", {}, resident_bytes())
     return text.text()
 
 
-def _generation(text: _Text, generation: Generation) -> None:
-    counts, stats = generation.counts, generation.batcher.stats
-    labels = {"model": counts.slot, "version": counts.ref.version}
+def _counters(text: _Text, labels: Labels, total: Totals) -> None:
     requests = "edgeml_inference_requests_total"
-    text.add(requests, {**labels, "outcome": "success"}, counts.requests)
-    for kind, n in sorted(counts.errors.items()):
+    text.add(requests, {**labels, "outcome": "success"}, total.requests)
+    for kind, n in sorted(total.errors.items()):
         text.add(requests, {**labels, "outcome": kind}, n)
-    latency = counts.latency
+    latency = total.latency
     text.histogram(
         "edgeml_inference_duration_seconds",
         labels,
@@ -99,18 +105,22 @@ def _generation(text: _Text, generation: Generation) -> None:
         latency.n,
         latency.total,
     )
-    runs = stats.runs
+    runs = total.runs
     steps = [(b, sum(n for rows, n in runs.items() if rows <= b)) for b in _BATCH_BOUNDS]
     rows = sum(rows * n for rows, n in runs.items())
     text.histogram("edgeml_inference_batch_size", labels, steps, sum(runs.values()), rows)
-    text.add("edgeml_inference_run_seconds_total", labels, sum(stats.run_seconds.values()))
-    text.add("edgeml_inference_queue_seconds_total", labels, stats.queue_seconds)
-    text.add("edgeml_inference_queue_depth", labels, generation.batcher.depth)
-    text.add("edgeml_inference_fallback_total", labels, counts.fallbacks)
-    text.add("edgeml_inference_degraded", labels, int(generation.on_fallback))
+    text.add("edgeml_inference_run_seconds_total", labels, total.run_seconds)
+    text.add("edgeml_inference_queue_seconds_total", labels, total.queue_seconds)
+    text.add("edgeml_inference_fallback_total", labels, total.fallbacks)
     agreed = "edgeml_feedback_labels_total"
-    text.add(agreed, {**labels, "agreed": "true"}, counts.correct)
-    text.add(agreed, {**labels, "agreed": "false"}, counts.labelled - counts.correct)
+    text.add(agreed, {**labels, "agreed": "true"}, total.correct)
+    text.add(agreed, {**labels, "agreed": "false"}, total.labelled - total.correct)
+
+
+def _gauges(text: _Text, generation: Generation) -> None:
+    labels = {"model": generation.slot, "version": generation.ref.version}
+    text.add("edgeml_inference_queue_depth", labels, generation.batcher.depth)
+    text.add("edgeml_inference_degraded", labels, int(generation.on_fallback))
     variant = generation.chain.variant
     info = {
         "variant": variant.id,

@@ -92,6 +92,13 @@ class Model:
         self._golden = load_arrays(bundle.read(manifest.golden)) if manifest.golden else {}
         self._recorded = {v.id: load_arrays(bundle.read(v.golden)) for v in self.variants
                           if v.golden and bundle.has(v.golden)}  # fmt: skip
+        #: A model that was recorded with NaN or infinity means them.
+        self.nonfinite = any(
+            not np.isfinite(array).all()
+            for recorded in self._recorded.values()
+            for array in recorded.values()
+            if array.dtype.kind == "f"
+        )
         self.drift: DriftReference | None = None
         if manifest.drift is not None and bundle.has(manifest.drift):
             self.drift = decode(bundle.read(manifest.drift))

@@ -178,7 +178,8 @@ def to_json(name: str, array: Array) -> list[Any]:
     """Return an array's values as a flat list.
 
     Raises:
-        RequestError: JSON cannot carry them: FP16, or values that are not finite.
+        RequestError: JSON cannot carry them: FP16, or values that are not finite (of a model that
+            may give them; for any other they were an error before).
     """
     if array.dtype.kind in "OSU":
         return [_encode(value).decode("utf-8", "replace") for value in array.ravel()]

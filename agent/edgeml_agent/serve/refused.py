@@ -10,7 +10,8 @@ class Refused(DeviceError):
 
     Attributes:
         status: HTTP status.
-        kind: Under which it is counted: ``not_found``, ``overload``, ``deadline``, ``cancelled``.
+        kind: Under which it is counted: ``not_found``, ``overload``, ``deadline``, ``cancelled``,
+            ``nonfinite``.
         retry_after: Seconds after which trying again makes sense; 0 for unknown.
     """
 

@@ -166,7 +166,8 @@ class Routes:
         ])  # fmt: skip
 
     def _metrics(self, exchange: Exchange, model: str, version: str) -> None:
-        exchange.send(200, metrics.render(self._slots.serving()), metrics.CONTENT_TYPE)
+        page = metrics.render(self._slots.totals(), self._slots.serving())
+        exchange.send(200, page, metrics.CONTENT_TYPE)
 
     def _body(self, exchange: Exchange) -> bytes:
         """Return the body, decompressed within the limit.

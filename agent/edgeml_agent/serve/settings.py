@@ -29,7 +29,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         deadline_seconds: A request that waited longer is dropped; a request may ask for less.
         request_seconds: A client has this long to send one whole request.
         idle_seconds: A connection that does nothing for so long is closed.
-        allow_nonfinite: Whether NaN and infinity are let into a model.
+        allow_nonfinite: Whether NaN and infinity are let into a model, and out of it.
         remember: Predictions that are remembered for labels that come late.
     """
 

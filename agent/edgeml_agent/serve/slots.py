@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from pathlib import Path
 
 from edgeml.errors import EdgemlError
 from edgeml_agent.control import Reply, SlotStatus, Stage
+from edgeml_agent.serve.batcher import BatchStats
 from edgeml_agent.serve.feedback import Memory
 from edgeml_agent.serve.files import purge
 from edgeml_agent.serve.generation import Generation, load
 from edgeml_agent.serve.refused import Refused
 from edgeml_agent.serve.settings import Settings
-from edgeml_agent.serve.window import Counts, is_empty
+from edgeml_agent.serve.window import Counts, Totals, is_empty
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class Slots:
         self._settings = settings
         self._loop = loop
         self._slots: dict[str, Slot] = {}
-        self._retired: deque[Counts] = deque(maxlen=_RETIRED)
+        self._retired: deque[tuple[Counts, BatchStats]] = deque()
+        self._folded: defaultdict[tuple[str, str], Totals] = defaultdict(Totals)
         self._events: deque[tuple[str, str, str]] = deque(maxlen=_EVENTS)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -152,6 +154,16 @@ class Slots:
         else:
             raise StateError(f"slot '{name}' has nothing to go back to")
 
+    def clear(self, name: str) -> None:
+        """Drop everything in a slot; asking again changes nothing."""
+        slot = self._slots.get(name)
+        if slot is not None:
+            for generation in (slot.staged, slot.serving, slot.old):
+                if generation is not None:
+                    self._drop(generation)
+            slot.staged = slot.serving = slot.old = None
+        purge(self._cache, {g.ref.digest for g in self._generations()})
+
     async def probe(self, name: str) -> None:
         """Run the golden samples of what serves.
 
@@ -179,11 +191,21 @@ class Slots:
             for generation in (slot.serving, slot.old)
             if generation is not None
         ]
-        counted = [generation.counts for generation in live] + list(self._retired)
+        counted = [generation.counts for generation in live] + [c for c, _ in self._retired]
         windows = [await counts.take() for counts in counted]
         events, self._events = tuple(self._events), deque(maxlen=_EVENTS)
         told = tuple(window for window in windows if not is_empty(window))
         return Reply(True, slots=self.status(), windows=told, events=events)
+
+    def totals(self) -> dict[tuple[str, str], Totals]:
+        """Return (slot, version) -> what it did since this process began; never falls."""
+        found: defaultdict[tuple[str, str], Totals] = defaultdict(Totals)
+        for key, folded in self._folded.items():
+            found[key].merge(folded)
+        live = [(g.counts, g.batcher.stats) for g in self._generations()]
+        for counts, stats in [*self._retired, *live]:
+            found[counts.slot, counts.ref.version].add(counts, stats)
+        return found
 
     async def close(self) -> None:
         """Answer what is queued, and close every generation."""
@@ -210,8 +232,11 @@ class Slots:
         self._events.append((kind, severity, message))
 
     def _drop(self, generation: Generation) -> None:
-        """Close a generation when it is idle, and keep its counts for the next window."""
+        """Close a generation when it is idle; keep its counts for windows, then for totals."""
         task = self._loop.create_task(generation.close())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._retired.append(generation.counts)
+        self._retired.append((generation.counts, generation.batcher.stats))
+        while len(self._retired) > _RETIRED:
+            counts, stats = self._retired.popleft()
+            self._folded[counts.slot, counts.ref.version].add(counts, stats)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 from edgeml.messages.payloads import Ref
 from edgeml.stats.buckets import LatencyHistogram
 from edgeml_agent.control import Window
+from edgeml_agent.serve.batcher import BatchStats
 from edgeml_agent.serve.watch import DriftFeed
 
 
@@ -89,6 +91,52 @@ class Counts:
         )
         self._since = now
         return window
+
+
+class Totals:
+    """Sums of everything that one version did in one slot, over all times that it was loaded.
+
+    Attributes:
+        requests: Answered with a result; ``errors``, ``latency``, ``fallbacks``, ``labelled`` and
+            ``correct`` as in ``Counts``.
+        runs: Rows of a run -> how many runs there were.
+        run_seconds: Seconds spent in them.
+        queue_seconds: Seconds that requests waited to be run.
+    """
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.requests = 0
+        self.errors: Counter[str] = Counter()
+        self.latency = LatencyHistogram()
+        self.fallbacks = 0
+        self.labelled = 0
+        self.correct = 0
+        self.runs: Counter[int] = Counter()
+        self.run_seconds = 0.0
+        self.queue_seconds = 0.0
+
+    def add(self, counts: Counts, stats: BatchStats) -> None:
+        """Add what one generation counted."""
+        self._add(counts)
+        self.runs.update(stats.runs)
+        self.run_seconds += sum(stats.run_seconds.copy().values())
+        self.queue_seconds += stats.queue_seconds
+
+    def merge(self, other: Totals) -> None:
+        """Add other totals of the same version."""
+        self._add(other)
+        self.runs.update(other.runs)
+        self.run_seconds += other.run_seconds
+        self.queue_seconds += other.queue_seconds
+
+    def _add(self, other: Counts | Totals) -> None:
+        self.requests += other.requests
+        self.errors.update(other.errors)
+        self.latency.merge(other.latency)
+        self.fallbacks += other.fallbacks
+        self.labelled += other.labelled
+        self.correct += other.correct
 
 
 def is_empty(window: Window) -> bool:

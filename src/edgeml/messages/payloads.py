@@ -63,7 +63,8 @@ class SlotReport(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         phase: State of the updater (``edgeml_agent.updater``), lower case.
         active: What serves now.
-        last_verified: What a rollback goes back to; unchanged until the next commit.
+        last_verified: What a rollback goes back to; unchanged until the next commit, or until it
+            is withdrawn itself.
         candidate: What is being brought in.
         variant: Id of the variant that serves now.
         placement: The provider that really runs it.
@@ -150,7 +151,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something that people should know; additive, applied once.
 
     Attributes:
-        kind: For example ``rollback``, ``fallback``, ``quarantine``, ``clock_untrusted``.
+        kind: For example ``rollback``, ``withdrawn``, ``fallback``, ``crash``, ``damaged`` (bytes
+            on the disk), ``storage`` (it cannot be written), ``clock_untrusted``.
         severity: ``info``, ``warning`` or ``critical``.
     """
 
@@ -236,7 +238,8 @@ class DesiredState(msgspec.Struct, frozen=True, omit_defaults=True):
         generation: Strictly increasing per device; a downgrade is a higher generation that
             points to old bytes.
         slots: Slot name -> what it should hold. A slot that is not named is left alone.
-        quarantined: Digests that must not run.
+        quarantined: Digests that must not run. A slot whose last verified version is among them
+            and that gets no other one drops it: the version before serves, else nothing.
         not_after: Unix seconds after which it is not accepted as new; 0 for never.
     """
 
