@@ -7,6 +7,7 @@ disk loses messages, never the agent: what cannot be stored is still sent once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import Counter
@@ -47,7 +48,8 @@ class Spool:
         for path in sorted(folder.iterdir()):
             key = _key(path.name)
             if key is None:
-                path.unlink()
+                with contextlib.suppress(OSError):
+                    path.unlink()
             else:
                 self._waiting[key] = path.suffix[1:]
 
@@ -89,7 +91,10 @@ class Spool:
         kind = self._waiting.pop(key, None)
         self._memory.pop(key, None)
         if kind is not None:
-            self._path(key, kind).unlink(missing_ok=True)
+            try:
+                self._path(key, kind).unlink(missing_ok=True)
+            except OSError as error:  # sent again after the next start, and applied once
+                logger.warning("cannot remove a spooled message: %s", error)
 
     def pending(self) -> list[tuple[str, int]]:
         """Return (boot, sequence) of everything that waits, oldest first."""

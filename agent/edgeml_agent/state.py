@@ -53,7 +53,8 @@ class StateStore:
                     durable.write(self.path, msgspec.json.encode(changed))
                 except OSError as error:
                     raise DeviceError(
-                        f"cannot write {self.path}: {error.strerror}", "is the disk full?"
+                        f"cannot write {self.path}: {error.strerror}",
+                        "is the disk full, or read-only?",
                     ) from error
                 self._state = changed
             return self._state

@@ -104,6 +104,7 @@ class Supervisor:
         self._clock = Clock()
         self._sequence = 0
         self._last: Reported | None = None
+        self._told: Reported | None = None
         self._next_report = 0.0
         self._stop = threading.Event()
         self._announce = threading.Event()
@@ -296,13 +297,14 @@ class Supervisor:
         self._next_report = now + _REPORT_EVERY
         self._sequence += 1
         numbered = msgspec.structs.replace(current, sequence=self._sequence)
-        self._write_status(running=True, reported=numbered)
+        self._told = numbered
+        self._write_status(running=True)
         if self._link.connected and self._link.publish(
             self._up("reported"), encode(numbered), retain=True
         ):
             self._last = current
 
-    def _write_status(self, *, running: bool, reported: Reported | None = None) -> None:
+    def _write_status(self, *, running: bool) -> None:
         """Leave what ``edgeml-agent status`` shows."""
         status: dict[str, Any] = {
             "pid": os.getpid(),
@@ -311,7 +313,7 @@ class Supervisor:
             "fleet": self.config.fleet,
             "profile": self._machine.profile,
             "http": self.config.serve.http,
-            "reported": reported,
+            "reported": self._told,
         }
         try:
             durable.write(self._folder / "status.json", msgspec.json.encode(status), durable=False)

@@ -1,6 +1,8 @@
 """The outbox on disk."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +71,21 @@ def test_what_a_power_cut_tore_is_dropped(tmp_path):
 def test_a_boot_id_that_could_not_be_read_back(tmp_path):
     with pytest.raises(UsageError):
         Spool(tmp_path, "a_b")
+
+
+def test_a_disk_that_became_read_only_harms_nothing(tmp_path, monkeypatch):
+    spool = Spool(tmp_path, "00000001-aa")
+    number = put(spool, "event", b"a")
+
+    def refuse(*_arguments, **_options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    other = put(spool, "event", b"b")
+    assert spool.read(("00000001-aa", other)) == ("event", b"b")
+    spool.applied("00000001-aa", [number, other])
+    assert spool.pending() == []
+    monkeypatch.undo()
+    # It is sent again after the next start, and applied once.
+    assert Spool(tmp_path, "00000002-bb").pending() == [("00000001-aa", number)]
