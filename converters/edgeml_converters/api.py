@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeml import __version__
 from edgeml.bundle.check import check_manifest
-from edgeml.errors import UsageError, nearest
+from edgeml.errors import ModelError, UsageError, nearest
 from edgeml.hardware import DeviceFacts, HardwareProfile, load_profile
 from edgeml.manifest import Lineage, Manifest
 from edgeml.metrics import Metric, get_metric
@@ -96,6 +96,7 @@ def convert(
     profiles = _profiles([profile] if isinstance(profile, str) else list(profile))
     _check_options(objective, effort, max_drop, threads, jobs)
     source = Source.open(Path(model), shape)
+    _check_types(source)
     place = _check_bundle(source, name, version, out)
     given = EvaluationData.open(data, source.inputs, seed)
     plan = _plan(given, source, metric, EFFORTS[effort], seed)
@@ -190,6 +191,17 @@ def _check_options(
         raise UsageError(f"jobs is {jobs}, expected at least 1")
 
 
+def _check_types(source: Source) -> None:
+    """Raise when a tensor holds no numbers: nothing could be compared."""
+    for kind, specs in (("input", source.inputs), ("output", source.outputs)):
+        for spec in specs:
+            if spec.dtype == "object":
+                raise ModelError(
+                    f"{kind} '{spec.name}' of '{source.path}' holds strings, expected numbers",
+                    "cut the model behind its text processing, and convert the part with numbers",
+                )
+
+
 def _check_bundle(source: Source, name: str | None, version: str, out: str | Path | None) -> _Place:
     """Return name and place of the bundle, checked before any work is done.
 
@@ -213,6 +225,10 @@ def _check_bundle(source: Source, name: str | None, version: str, out: str | Pat
 
 def _check_place(path: Path) -> None:
     """Raise now, and not after minutes of work, when nothing can be written at a path."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{str(path)!a} is not UTF-8", "give another name by -o") from error
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent

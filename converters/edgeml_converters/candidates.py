@@ -318,7 +318,8 @@ def baseline_or_raise(trials: list[Trial], source: str, advice: str) -> Trial:
     """Return the baseline.
 
     Raises:
-        ModelError: onnxruntime cannot run the source: there is nothing to compare with.
+        ModelError: onnxruntime cannot run the source, or it answers otherwise each time: there is
+            nothing to compare with.
     """
     base = next(trial for trial in trials if trial.id == BASELINE)
     if base.checked is None:
@@ -326,6 +327,11 @@ def baseline_or_raise(trials: list[Trial], source: str, advice: str) -> Trial:
             f"onnxruntime cannot run '{source}', so there is nothing to compare with: "
             f"{base.reason}",
             advice,
+        )
+    if not base.checked.repeatable:
+        raise ModelError(
+            f"'{source}' gives other outputs each time for the same inputs: nothing compares",
+            "export it for inference: without dropout, sampling and other random operators",
         )
     return base
 

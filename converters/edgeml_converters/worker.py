@@ -10,13 +10,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from edgeml.errors import EdgemlError
 from edgeml.manifest import Binding, Step, Variant
@@ -25,7 +26,7 @@ from edgeml.runtime import get_runtime
 from edgeml.runtime.bind import open_variant
 from edgeml.runtime.measure import interleave, speedup
 from edgeml.runtime.memory import peak_resident
-from edgeml.tensors import TensorSpec
+from edgeml.tensors import Array, TensorSpec
 from edgeml_converters import samples
 from edgeml_converters.jobs import Outcome
 
@@ -119,12 +120,14 @@ class Checked(msgspec.Struct, frozen=True):
         version: Of the runtime's library.
         memory_bytes: What loading and running it added to the process, at the peak.
         seconds: Mean wall time of a run; rough, for planning only.
+        repeatable: Whether the same feed gave the same outputs twice, but for rounding.
     """
 
     placement: str
     version: str
     memory_bytes: int
     seconds: float
+    repeatable: bool = True
 
 
 class MeasureJob(msgspec.Struct, frozen=True, tag="measure"):
@@ -218,10 +221,27 @@ def check(job: CheckJob) -> Checked:
             runs.append(session.run(feed))
         seconds = (time.perf_counter() - started) / max(len(feeds) - 1, 1)
         peak = peak_resident()
+        repeatable = _near(runs[0], session.run(feeds[0]))
         placement = program.placement
     joined = runs[0] if job.first else samples.join(runs, samples.batch_of(feeds[0]))
     samples.save(Path(job.results), joined)
-    return Checked(placement, version, peak - base, seconds)
+    return Checked(placement, version, peak - base, seconds, repeatable)
+
+
+def _near(first: Mapping[str, Array], second: Mapping[str, Array]) -> bool:
+    """Tell whether two answers are the same, but for the order of sums."""
+    for name, want in first.items():
+        got = second[name]
+        if got.shape != want.shape:
+            return False
+        if want.dtype.kind == "f":
+            finite = np.abs(want[np.isfinite(want)], dtype=np.float64)
+            room = 1e-3 * float(finite.max(initial=0.0))
+            if not np.allclose(got, want, rtol=1e-3, atol=room, equal_nan=True):
+                return False
+        elif not np.array_equal(got, want):
+            return False
+    return True
 
 
 def measure(job: MeasureJob) -> dict[str, Measured]:

@@ -2,11 +2,14 @@
 
 import itertools
 import json
+import os
+import shutil
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import edgeml
 from edgeml.bundle import Bundle
@@ -248,6 +251,60 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(case, tmp_path):
             case / "Tiny CNN.onnx", PROFILE, out="/proc/nothing/x.edgeml", progress=told.append
         )
     assert told == []
+
+
+def tiny(nodes, inputs, outputs, stored=()):
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, list(stored))
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    made.ir_version = 8
+    return made
+
+
+def value(name, kind, *shape):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def test_names_that_are_no_names_of_files_go_through(own_profile, tmp_path):
+    w = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    node = helper.make_node("MatMul", ["file", "w"], ["../../y:0"])
+    outputs = [value("../../y:0", TensorProto.FLOAT, "n", 4)]
+    model = tiny([node], [value("file", TensorProto.FLOAT, "n", 4)], outputs, [w])
+    onnx.save(model, tmp_path / "m.onnx")
+    data = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x_test=data)
+    out = tmp_path / "x.edgeml"
+    options = {"data": tmp_path / "d.npz", "effort": "quick", "out": out}
+    edgeml.convert(tmp_path / "m.onnx", own_profile("lean"), **options)
+    bundle = Bundle.open(out)
+    assert bundle.manifest.inputs[0].name == "file"
+    kept = load_arrays(bundle.read(bundle.manifest.variants[0].golden))
+    assert kept["../../y:0"].shape == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("op", "kind", "says"),
+    [
+        ("RandomNormalLike", TensorProto.FLOAT, "other outputs each time"),
+        ("Identity", TensorProto.STRING, "holds strings"),
+    ],
+)
+def test_what_cannot_be_compared_is_not_converted(own_profile, tmp_path, op, kind, says):
+    node = helper.make_node(op, ["x"], ["y"])
+    model = tiny([node], [value("x", kind, "n", 4)], [value("y", kind, "n", 4)])
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=says):
+        edgeml.convert(tmp_path / "m.onnx", own_profile("lean"), out=tmp_path / "x.edgeml")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_names_that_are_not_utf8_are_one_clear_error(case, own_profile, tmp_path):
+    odd = os.fsdecode(bytes(tmp_path) + b"/m\xfe.onnx")
+    shutil.copy(case / "Tiny CNN.onnx", odd)
+    with pytest.raises(ModelError, match=r"xfe.onnx' is not UTF-8"):
+        edgeml.convert(odd, own_profile("lean"))
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        out = odd.replace(".onnx", ".edgeml")
+        edgeml.convert(case / "Tiny CNN.onnx", own_profile("lean"), out=out)
 
 
 def test_what_the_data_lack_is_said(case, own_profile, tmp_path):

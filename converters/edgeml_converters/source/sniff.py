@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from edgeml.errors import ModelError, nearest
@@ -142,7 +143,12 @@ def refuse_other(path: Path) -> None:
 
 
 def _check_path(path: Path) -> None:
-    """Raise when there is no regular file at ``path``."""
+    """Raise when there is no regular file at ``path``, or one that runtimes cannot be told of."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise ModelError(f"'{name}' is not UTF-8", "rename the file or its folder") from error
     try:
         if path.is_dir():
             models = sorted(p.name for p in path.iterdir() if p.suffix in (".onnx", ".tflite"))

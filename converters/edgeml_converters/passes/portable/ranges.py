@@ -71,16 +71,16 @@ def _chunks(model: onnx.ModelProto, calibration: dict[str, Array]) -> Iterable[d
     """Yield feeds: as many samples as fit at once, or one by one when the batch is fixed to 1."""
     first = next(iter(calibration.values()))
     size = max(1, _CHUNK_VALUES // max(1, int(first[0].size)))
+    fixed = False  # a model with a fixed batch cannot take a short last chunk
     for info in model.graph.input:
         dims = info.type.tensor_type.shape.dim
-        if info.name in calibration and dims and dims[0].dim_value > 0:
+        if info.name not in calibration:
+            continue
+        if not dims:
+            raise ModelError(f"input '{info.name}' has no axes, and so no batch to quantise with")
+        if dims[0].dim_value > 0:
             size = dims[0].dim_value
-    # A model with a fixed batch cannot take a short last chunk.
-    fixed = any(
-        info.type.tensor_type.shape.dim[0].dim_value > 1
-        for info in model.graph.input
-        if info.name in calibration
-    )
+            fixed = fixed or size > 1
     for start in range(0, len(first), size):
         if fixed and start + size > len(first) and start > 0:
             break
