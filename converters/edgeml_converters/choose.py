@@ -175,7 +175,10 @@ def _won(c: Candidate, base: Candidate, objective: str) -> str:
         return "nothing that passes is surely better than the source: it is kept as it is"
     words = f"best {objective} of what passes: {_better(c, base, objective)} than the source"
     if base.verdict == Standing.FAILED:
-        words = f"best {objective} of what passes; the source does not ({base.reason})"
+        best = f"best {objective} of what passes"
+        if cost(c, objective) == float("inf"):
+            best = f"passes; its {objective} was not measured here"
+        words = f"{best}; the source does not ({base.reason})"
     if c.verdict == Standing.UNDECIDED:
         words += f"; nothing decided gains, and {c.reason}"
     return words

@@ -26,7 +26,7 @@ from edgeml_converters.candidates import (
 from edgeml_converters.choose import Choice, choose
 from edgeml_converters.judge import Judge
 from edgeml_converters.recipes import BASELINE, baseline_allowed, known_recipes, recipes_for
-from edgeml_converters.results import AtThreads, ProfileResult, Standing
+from edgeml_converters.results import AtThreads, Candidate, ProfileResult, Standing
 from edgeml_converters.rules import problem
 from edgeml_converters.source import Source
 
@@ -195,6 +195,16 @@ def _limits(budgets: Budgets) -> dict[str, float]:
     return {name: float(value) for name, value in known.items() if value is not None}
 
 
+def _doubt(winner: Candidate) -> str:
+    """Return what is not known of an undecided winner."""
+    if winner.drop is None:
+        return winner.reason
+    return (
+        f"it may lose up to {winner.drop.upper:.4g}, allowed is {winner.drop.limit:g}; "
+        "more test samples would decide it"
+    )
+
+
 def _result(
     choice: Choice,
     profile: HardwareProfile,
@@ -206,7 +216,7 @@ def _result(
     by_id = {c.id: c for c in choice.candidates}
     winner = by_id[choice.winner]
     if winner.verdict == Standing.UNDECIDED:
-        warnings = (*warnings, f"the winner {winner.id} is undecided: {winner.reason}")
+        warnings = (*warnings, f"the winner {winner.id} is undecided: {_doubt(winner)}")
     return ProfileResult(
         profile=profile.name,
         host=host,
