@@ -16,11 +16,16 @@ their intervals are printed as a help to the reader, not as a test with a known 
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 
 from edgeml.stats.proportion import newcombe, wilson
+
+#: What a limit may be; checked wherever gates are decoded.
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
 
 Answer = Literal["pass", "fail", "wait", "undecided"]
 
@@ -137,7 +142,7 @@ def _listed(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-class InstallGate(msgspec.Struct, frozen=True, tag="install"):
+class InstallGate(msgspec.Struct, frozen=True, tag="install", forbid_unknown_fields=True):
     """Did the wave install? The denominator is the devices that attempted, never those planned.
 
     Attributes:
@@ -148,10 +153,10 @@ class InstallGate(msgspec.Struct, frozen=True, tag="install"):
             does not answer, counts as failed.
     """
 
-    max_failed: float = 0.1
-    minimum: int = 1
-    timeout: float = 600.0
-    name: str = "install"
+    max_failed: Share = 0.1
+    minimum: Count = 1
+    timeout: Seconds = 600.0
+    name: Literal["install"] = "install"
 
     def judge(self, seen: Observation) -> Verdict:
         """Fail on too many failures, pass when all reachable devices have ended their attempt.
@@ -187,7 +192,7 @@ class InstallGate(msgspec.Struct, frozen=True, tag="install"):
         return Verdict(self.name, "pass" if ended else "undecided", tuple(reasons), evidence)
 
 
-class HealthGate(msgspec.Struct, frozen=True, tag="health"):
+class HealthGate(msgspec.Struct, frozen=True, tag="health", forbid_unknown_fields=True):
     """Are the touched devices well? Errors, silence, restarts and fallbacks.
 
     Attributes:
@@ -200,14 +205,14 @@ class HealthGate(msgspec.Struct, frozen=True, tag="health"):
         soak: Seconds that a wave must be watched before it passes.
     """
 
-    max_errors: float = 0.02
-    min_requests: int = 20
-    max_lost: float = 0.1
-    silence: float = 60.0
-    max_restarts: int = 2
-    max_degraded: float = 0.25
-    soak: float = 10.0
-    name: str = "health"
+    max_errors: Share = 0.02
+    min_requests: Count = 20
+    max_lost: Share = 0.1
+    silence: Seconds = 60.0
+    max_restarts: Annotated[int, msgspec.Meta(ge=0)] = 2
+    max_degraded: Share = 0.25
+    soak: Seconds = 10.0
+    name: Literal["health"] = "health"
 
     def judge(self, seen: Observation) -> Verdict:
         """Fail on the first kind of harm that is above its limit; pass after the soak."""
@@ -256,7 +261,7 @@ class HealthGate(msgspec.Struct, frozen=True, tag="health"):
         return excess, evidence
 
 
-class LabelGate(msgspec.Struct, frozen=True, tag="labels"):
+class LabelGate(msgspec.Struct, frozen=True, tag="labels", forbid_unknown_fields=True):
     """Is the new version as right as the old one, by labels that came in from the field?
 
     Attributes:
@@ -266,11 +271,11 @@ class LabelGate(msgspec.Struct, frozen=True, tag="labels"):
         required: What happens then: hold until people decide (True), or go on undecided (False).
     """
 
-    max_drop: float = 0.05
-    minimum: int = 50
-    patience: float = 300.0
+    max_drop: Share = 0.05
+    minimum: Count = 50
+    patience: Seconds = 300.0
     required: bool = False
-    name: str = "labels"
+    name: Literal["labels"] = "labels"
 
     def judge(self, seen: Observation) -> Verdict:
         """Compare the accuracies once both arms have enough labels; else it is undecided."""

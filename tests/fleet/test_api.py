@@ -213,6 +213,18 @@ def test_bad_bodies_are_problems(server):
         status, _, data = call(server, "POST", "/api/v1/rollouts/preview", body, held)
         assert status == 422
         assert json.loads(data)["type"] == "UsageError"
+    ask = {"model": "kws", "version": "1.0.0"}
+    for odd in (
+        {"trial_requests": 0},
+        {"trial_requests": 10**39},
+        {"trial_seconds": 1e300},
+        {"gates": [{"type": "labels", "minimum": 0}]},
+        {"gates": [{"type": "labels", "max_drops": 0.1}]},
+        {"gates": [{"type": "install", "max_failed": 2}]},
+        {"gates": [{"type": "install", "name": "health"}]},
+    ):
+        path = "/api/v1/rollouts/preview"
+        assert call(server, "POST", path, {**ask, **odd}, held)[0] == 422, odd
     form = {**held, "Content-Type": "application/x-www-form-urlencoded"}
     assert call(server, "POST", "/api/v1/rollouts", {}, form)[0] == 422
     assert call(server, "GET", "/api/v1/events?limit=x", headers=held)[0] == 422

@@ -1,11 +1,6 @@
-"""The rollout's state machine: waves, gates, going back; any order of late and doubled reports."""
-
-import random
+"""The rollout's state machine: waves, gates, people, going back."""
 
 import msgspec
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from edgeml.fleet import rollout as m
 from edgeml.gates import Verdict
@@ -105,6 +100,14 @@ def test_a_failed_gate_sends_the_touched_back_to_their_own_version():
     assert shell.notes[-1].kind == "offline"
 
 
+def test_what_another_order_committed_is_no_success_of_this_one():
+    shell = Shell([["a"], ["b"]])
+    shell.feed(m.Start(1.0))
+    shell.issue("a", OLD[1], "out")
+    shell.report("a", ref=OLD[1])
+    assert shell.rollout.parts["a"].state == "failed"
+
+
 def test_a_wave_that_nothing_was_known_of_is_told():
     shell = Shell([["a"], ["b"]])
     shell.feed(m.Start(1.0))
@@ -181,115 +184,3 @@ def test_allowed_is_what_changes_something():
         }
         for name, event in events.items():
             assert (m.step(base, event)[0] != base) == (name in m.allowed(state)), (state, name)
-
-
-class Fleet(RuleBasedStateMachine):
-    """Devices on a network that loses, doubles and reorders, and gates that fail at any time."""
-
-    @initialize(waves=st.integers(1, 3))
-    def begin(self, waves):
-        names = [f"d{i}" for i in range(6)]
-        self.shell = Shell([names[i::waves] for i in range(waves)])
-        self.held = dict(self.shell.verified)
-        self.last = dict(self.shell.verified)
-        self.seen = dict.fromkeys(names, 0)
-        self.wire = []
-        self.now = 0.0
-        self.highest = dict.fromkeys(names, 0)
-
-    @rule()
-    def start(self):
-        self.shell.feed(m.Start(self.now))
-
-    @rule(device=st.integers(0, 5), works=st.booleans())
-    def obey(self, device, works):
-        """The device takes its order, installs or fails, and reports."""
-        d = f"d{device}"
-        generation, ref = self.shell.desired[d]
-        if generation <= self.seen[d]:
-            return
-        self.seen[d] = generation
-        back = ref == self.shell.verified[d]
-        good = works or back
-        if good:
-            self.held[d] = self.last[d] = ref
-        trying = SlotReport(
-            "fetch", active=self.held[d], last_verified=self.last[d], attempted=generation
-        )
-        ended = SlotReport(
-            "idle",
-            active=self.held[d],
-            last_verified=self.last[d],
-            attempted=generation,
-            outcome="committed" if good else "rolled_back",
-        )
-        self.wire += [(d, generation, trying), (d, generation, ended)]
-
-    @rule(seed=st.integers(0, 1000), double=st.booleans(), lose=st.booleans())
-    def deliver(self, seed, double, lose):
-        if not self.wire:
-            return
-        index = random.Random(seed).randrange(len(self.wire))
-        d, generation, slot = self.wire[index]
-        if not double:
-            self.wire.pop(index)
-        if not lose:
-            self.shell.feed(m.DeviceReported(self.now, d, generation, slot))
-
-    @rule(
-        states=st.lists(
-            st.sampled_from(["pass", "undecided", "wait", "fail"]), min_size=3, max_size=3
-        )
-    )
-    def tick(self, states):
-        self.now += 1
-        judged = verdicts(*states) if self.shell.rollout.wave >= 0 else ()
-        self.shell.feed(m.Tick(self.now, judged, frozenset(self.held)))
-
-    @rule(event=st.sampled_from([m.Pause, m.Resume, m.Abort, m.RollBack]))
-    def people(self, event):
-        self.shell.feed(event(self.now))
-
-    @invariant()
-    def generations_rise(self):
-        if hasattr(self, "shell"):
-            for d, (generation, _) in self.shell.desired.items():
-                assert generation >= self.highest[d]
-                self.highest[d] = generation
-
-    @invariant()
-    def nobody_is_told_to_run_what_is_quarantined(self):
-        if hasattr(self, "shell") and self.shell.quarantined:
-            for _, ref in self.shell.desired.values():
-                assert ref is None or ref.digest not in self.shell.quarantined
-
-    @invariant()
-    def everybody_has_a_verified_version(self):
-        if hasattr(self, "shell"):
-            assert all(self.last.values())
-
-    def teardown(self):
-        """When the network is well again, nobody runs what is quarantined."""
-        if not hasattr(self, "shell"):
-            return
-        for device in range(6):
-            self.obey(device, True)
-        for d in self.held:
-            slot = SlotReport(
-                "idle",
-                active=self.held[d],
-                last_verified=self.last[d],
-                attempted=self.seen[d],
-                outcome="committed",
-            )
-            self.shell.feed(m.DeviceReported(self.now, d, self.seen[d], slot))
-        self.shell.feed(m.Tick(self.now, (), frozenset(self.held)))
-        if self.shell.quarantined:
-            assert self.shell.rollout.state in {m.State.ROLLED_BACK, m.State.ABORTED}
-            for d, ref in self.held.items():
-                assert ref.digest not in self.shell.quarantined
-                assert ref == self.shell.verified[d]
-
-
-Fleet.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
-TestFleet = Fleet.TestCase

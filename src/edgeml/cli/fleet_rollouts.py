@@ -28,8 +28,8 @@ from edgeml.gates import AnyGate, HealthGate, InstallGate, LabelGate
 _POLL_SECONDS = 0.5
 _ENDED = frozenset({"done", "rolled_back", "aborted"})
 _SHARE = click.FloatRange(0.0, 1.0)
-_COUNT = click.IntRange(1)
-_SECONDS = click.FloatRange(0.0)
+_COUNT = click.IntRange(1, 100_000_000)
+_SECONDS = click.FloatRange(0.0, 86_400.0)
 _GATES: dict[str, tuple[type, str]] = {
     "max_failed": (InstallGate, "max_failed"),
     "min_attempts": (InstallGate, "minimum"),

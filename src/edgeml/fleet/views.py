@@ -6,12 +6,16 @@ the server's libraries. Times are Unix seconds.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from edgeml.gates import AnyGate, Verdict
 from edgeml.messages.payloads import Ref
+
+#: Bounds of a device's own trial: a day, and as many requests as one may see in it.
+Trial = Annotated[int, msgspec.Meta(ge=1, le=100_000_000)]
+TrialSeconds = Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)]
 
 
 class SlotRow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -275,8 +279,8 @@ class RolloutRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     waves: str = ""
     slot: str = ""
     gates: tuple[AnyGate, ...] = ()
-    trial_requests: int = 20
-    trial_seconds: float = 10.0
+    trial_requests: Trial = 20
+    trial_seconds: TrialSeconds = 10.0
     id: str = ""
 
 
