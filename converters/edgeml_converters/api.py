@@ -95,14 +95,16 @@ def convert(
     """
     profiles = _profiles([profile] if isinstance(profile, str) else list(profile))
     _check_options(objective, effort, max_drop, threads, jobs)
-    source = Source.open(Path(model), shape)
-    _check_types(source)
-    place = _check_bundle(source, name, version, out)
-    given = EvaluationData.open(data, source.inputs, seed)
-    plan = _plan(given, source, metric, EFFORTS[effort], seed)
-    facts = device_facts()
-    notes = _notes(given, source)
     with _workplace() as folder:
+        source = Source.open(Path(model), shape)
+        _check_types(source)
+        place = _check_bundle(source, name, version, out)
+        if report is not None:
+            _check_place(Path(report) / "report.html", "--report")
+        given = EvaluationData.open(data, source.inputs, seed)
+        plan = _plan(given, source, metric, EFFORTS[effort], seed)
+        facts = device_facts()
+        notes = _notes(given, source)
         shared = _write_shared(folder, source, given, plan)
         found: list[Found] = []
         benches: list[Bench] = []
@@ -125,8 +127,8 @@ def convert(
             objective=objective,
         )
         bundle, results, told = make_bundle(found, benches, contents, place.out)
-    if report is not None:
-        write(told, Path(report))
+        if report is not None:
+            write(told, Path(report))
     return ConvertResult(str(place.out), results, bundle.digest, place.name, version)
 
 
@@ -219,16 +221,16 @@ def _check_bundle(source: Source, name: str | None, version: str, out: str | Pat
         raise UsageError(
             f"'{path}' exists already", "give a new folder, or a file that ends in .edgeml, by -o"
         )
-    _check_place(path)
+    _check_place(path, "-o")
     return _Place(chosen, path)
 
 
-def _check_place(path: Path) -> None:
+def _check_place(path: Path, option: str) -> None:
     """Raise now, and not after minutes of work, when nothing can be written at a path."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"{str(path)!a} is not UTF-8", "give another name by -o") from error
+        raise UsageError(f"{str(path)!a} is not UTF-8", f"give another name by {option}") from error
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -237,7 +239,7 @@ def _check_place(path: Path) -> None:
             pass
     except OSError as error:
         raise UsageError(
-            f"cannot write '{path}': {folder}: {error.strerror}", "give another place by -o"
+            f"cannot write '{path}': {folder}: {error.strerror}", f"give another place by {option}"
         ) from error
 
 
@@ -251,6 +253,8 @@ def _workplace() -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(prefix="edgeml-convert-") as name:
             yield Path(name)
+    except BrokenPipeError:
+        raise  # nobody reads what is told; that is no fault of the folder
     except OSError as error:
         raise UsageError(
             f"the work in {tempfile.gettempdir()} failed: {error}",

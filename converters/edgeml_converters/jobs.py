@@ -7,6 +7,7 @@ a file, and its result comes back the same way.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -21,6 +22,9 @@ from typing import TypeVar
 import msgspec
 
 logger = logging.getLogger(__name__)
+
+#: Exit code of a child that found no room for its files (EX_CANTCREAT of sysexits.h).
+NO_SPACE = 73
 
 _POLL = 0.05
 _TAIL = 400
@@ -66,6 +70,7 @@ def run_job(job: msgspec.Struct, result: type[T], limits: Limits, stop: Event | 
 
     Raises:
         JobError: It failed, crashed, went over a bound, or was stopped.
+        OSError: There is no room for its files.
     """
     with tempfile.TemporaryDirectory(prefix="edgeml-job-") as name:
         folder = Path(name)
@@ -95,6 +100,7 @@ def _outcome(folder: Path, code: int, log: str, result: type[T]) -> T:
 
     Raises:
         JobError: It wrote none, or a reason why there is none.
+        OSError: There was no room for it.
     """
     path = folder / "outcome"
     if code == 0 and path.exists():
@@ -102,6 +108,8 @@ def _outcome(folder: Path, code: int, log: str, result: type[T]) -> T:
         if outcome.error:
             raise JobError(outcome.error)
         return msgspec.msgpack.decode(outcome.result, type=result)
+    if code == NO_SPACE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     last = lines[-1][:_TAIL] if lines else "it said nothing"
     how = f"exit {code}" if code >= 0 else f"killed by {_signal_name(-code)}"

@@ -6,6 +6,7 @@ variants side by side. Models are run by ``edgeml.runtime``, with the code that 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -28,7 +29,9 @@ from edgeml.runtime.measure import interleave, speedup
 from edgeml.runtime.memory import peak_resident
 from edgeml.tensors import Array, TensorSpec
 from edgeml_converters import samples
-from edgeml_converters.jobs import Outcome
+from edgeml_converters.jobs import NO_SPACE, Outcome
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class PassCall(msgspec.Struct, frozen=True):
@@ -289,19 +292,34 @@ def _end_with_parent() -> None:
 def main() -> int:
     """Do the job in the folder that the command line names; return the exit code."""
     Thread(target=_end_with_parent, daemon=True).start()
-    folder = Path(sys.argv[1])
+    try:
+        _leave_outcome(Path(sys.argv[1]))
+    except OSError as error:
+        if error.errno in _FULL:
+            return NO_SPACE
+        raise
+    return 0
+
+
+def _leave_outcome(folder: Path) -> None:
+    """Do the job in a folder.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
     job = msgspec.msgpack.decode((folder / "job").read_bytes(), type=_Job)
     try:
         outcome = Outcome(result=msgspec.msgpack.encode(work(job)))
     except EdgemlError as error:
         outcome = Outcome(error=error.message)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
         # The boundary of the process: whatever a library raises costs this candidate, no more.
         traceback.print_exc()
         text = " ".join(str(error).split())[:400]
         outcome = Outcome(error=f"{type(error).__name__}: {text}")
     (folder / "outcome").write_bytes(msgspec.msgpack.encode(outcome))
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import msgspec
 import numpy as np
@@ -250,7 +252,39 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(case, tmp_path):
         edgeml.convert(
             case / "Tiny CNN.onnx", PROFILE, out="/proc/nothing/x.edgeml", progress=told.append
         )
+    with pytest.raises(UsageError, match="cannot write") as caught:
+        edgeml.convert(
+            case / "Tiny CNN.onnx",
+            PROFILE,
+            out=tmp_path / "x.edgeml",
+            report="/proc/nothing",
+            progress=told.append,
+        )
+    assert "--report" in caught.value.hint
     assert told == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [(2_000, "TMPDIR"), (60_000, "TMPDIR"), (200_000, "cannot write x.edgeml")],
+    ids=["the model", "the samples", "the bundle"],
+)
+def test_no_room_is_one_clear_error(case, tmp_path, limit, says):
+    words = ["convert", str(case / "Tiny CNN.onnx"), "--profile", PROFILE, "-o", "x.edgeml"]
+    words += ["--effort", "quick", "--data", str(case / "data.npz")]
+    code = (
+        "import resource, sys; from edgeml.cli.group import LazyGroup, run; "
+        "from edgeml.cli.table import COMMANDS; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        f"sys.exit(run(LazyGroup(COMMANDS), {words}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def tiny(nodes, inputs, outputs, stored=()):

@@ -84,6 +84,12 @@ def test_the_last_line_of_a_failed_child_is_the_reason(instead):
         run_job(Nonsense(), dict, Limits(30))
 
 
+def test_a_child_without_room_for_its_files_is_no_fault_of_the_candidate(instead):
+    instead(f"raise SystemExit({jobs.NO_SPACE})")
+    with pytest.raises(OSError, match="No space left"):
+        run_job(Nonsense(), dict, Limits(30))
+
+
 def test_resident_bytes_of_this_process_and_of_none():
     assert resident_bytes(os.getpid()) > 1 << 20
     gone = subprocess.Popen([sys.executable, "-c", ""])

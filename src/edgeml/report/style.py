@@ -45,7 +45,7 @@ aside h2 { font-size: 1rem; }
 summary { font-weight: 600; cursor: pointer; }
 details[open] summary { margin-bottom: .8rem; }
 p { margin: 0 0 .8rem; max-width: 60rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr));
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr));
   gap: 1rem; margin: 0 0 .8rem; }
 figure { margin: 0; background: #ffffff; color: #1d232b; border-radius: .4rem; padding: .6rem; }
 figure svg { width: 100%; height: auto; display: block; }
