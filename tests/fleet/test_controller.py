@@ -152,6 +152,19 @@ def test_a_server_that_restarts_goes_on(fleet):
     assert set(fleet.versions().values()) == {"2.0.0"}
 
 
+def test_old_telemetry_and_events_go_also_when_the_server_starts_often(fleet):
+    first(fleet)
+    fleet.run(1)
+    assert fleet.services.windows(0.0)
+    fleet.close()
+    fleet.clock.now += 15 * 86_400.0
+    fleet.open()
+    fleet.controller.work_off()
+    assert fleet.services.windows(0.0) == []
+    assert fleet.services.events() == []
+    assert len(fleet.services.rollouts()) == 1
+
+
 def test_a_wiped_broker_is_refilled(fleet):
     first(fleet)
     fleet.broker.stop()

@@ -50,6 +50,10 @@ for _command in (deploy, rollouts, rollout, rollback):
 )
 @click.option("--broker", default="", help="Address of a broker that is there already.")
 @click.option("--seen-as", default="", help="Address of the broker as devices see it.")
+@click.option(
+    "--keep-days", type=click.FloatRange(1.0, 3650.0), default=14.0, show_default=True,
+    help="How long telemetry and events are kept.",
+)  # fmt: skip
 @click.option("--fleet", "name", default="default", show_default=True, help="Name of the fleet.")
 @json_option
 def serve(
@@ -58,6 +62,7 @@ def serve(
     mqtt: str,
     broker: str,
     seen_as: str,
+    keep_days: float,
     name: str,
     as_json: bool,
 ) -> None:
@@ -69,6 +74,7 @@ def serve(
         mqtt=parse_address(mqtt, "--mqtt"),
         broker=parse_address(broker, "--broker") if broker else None,
         seen_as=parse_address(seen_as, "--seen-as") if seen_as else None,
+        keep_days=keep_days,
     )
 
     def ready(found: Any) -> None:

@@ -29,7 +29,8 @@ _POLL_SECONDS = 0.5
 _ENDED = frozenset({"done", "rolled_back", "aborted"})
 _SHARE = click.FloatRange(0.0, 1.0)
 _COUNT = click.IntRange(1, 100_000_000)
-_SECONDS = click.FloatRange(0.0, 86_400.0)
+_SECONDS = click.FloatRange(0.0, 1e9)
+_TRIAL = click.FloatRange(0.0, 86_400.0)
 _GATES: dict[str, tuple[type, str]] = {
     "max_failed": (InstallGate, "max_failed"),
     "min_attempts": (InstallGate, "minimum"),
@@ -82,7 +83,7 @@ def _gates(given: dict[str, Any]) -> tuple[AnyGate, ...]:
 @click.option("--slot", default="", help="Slot of the devices; the model's name by default.")
 @click.option("--trial-requests", type=_COUNT, default=20, show_default=True,
               help="Requests of each device's own trial.")  # fmt: skip
-@click.option("--trial-seconds", type=_SECONDS, default=10.0, show_default=True,
+@click.option("--trial-seconds", type=_TRIAL, default=10.0, show_default=True,
               help="Or seconds of it.")  # fmt: skip
 @_gate_options
 @click.option("--id", "plan_id", default="", help="Id that --plan told, to get exactly its waves.")

@@ -39,7 +39,7 @@ _BATCH = 500
 _ASK_SECONDS = 30.0
 _PRUNE_EVERY = 3600.0
 _REMIND_EVERY = 5.0
-KEEP_SECONDS = 14 * 24 * 3600.0
+KEEP_DAYS = 14.0
 
 
 class _Question(NamedTuple):
@@ -64,6 +64,7 @@ class Controller:
         blocks: Answers requests for pieces.
         clock: Unix seconds.
         tick: Seconds between two looks at the gates.
+        keep_days: Older telemetry and events are dropped, at the start and every hour.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Controller:
         *,
         clock: Callable[[], float] = time.time,
         tick: float = 1.0,
+        keep_days: float = KEEP_DAYS,
     ) -> None:
         """Subscribe; nothing moves before ``start`` (or ``work_off``)."""
         self.fleet = fleet
@@ -84,7 +86,8 @@ class Controller:
         self._store, self._link, self._signer, self._blocks = store, link, signer, blocks
         self._tick = tick
         self._next_tick = 0.0
-        self._next_prune = clock() + _PRUNE_EVERY
+        self._keep = keep_days * 24 * 3600.0
+        self._next_prune = 0.0
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._watchers: list[Callable[[Change], None]] = []
         self._next_reminder = 0.0
@@ -280,7 +283,7 @@ class Controller:
         self._remind(work)
         if work.now >= self._next_prune:
             self._next_prune = work.now + _PRUNE_EVERY
-            telemetry.prune(work.db, work.now - KEEP_SECONDS)
+            telemetry.prune(work.db, work.now - self._keep)
 
     def _remind(self, work: Work) -> None:
         """Publish again what devices that are online have not taken up for a while."""

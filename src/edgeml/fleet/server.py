@@ -33,7 +33,7 @@ from edgeml.fleet import auth
 from edgeml.fleet.api import create_app
 from edgeml.fleet.blocks import BlockServer
 from edgeml.fleet.broker import EmbeddedBroker, is_loopback
-from edgeml.fleet.controller import Controller
+from edgeml.fleet.controller import KEEP_DAYS, Controller
 from edgeml.fleet.dashboard import mount
 from edgeml.fleet.registry import Registry
 from edgeml.fleet.services import Services
@@ -59,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         broker: Host and port of a broker that is there already; then none is started.
         seen_as: Host and port of the broker as devices see it; the same when None.
         tick: Seconds between two looks at the gates.
+        keep_days: How long telemetry and events are kept.
     """
 
     data: Path
@@ -68,6 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     broker: tuple[str, int] | None = None
     seen_as: tuple[str, int] | None = None
     tick: float = 1.0
+    keep_days: float = KEEP_DAYS
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -127,6 +129,7 @@ class Fleet:
             self.trust.director_signer,
             blocks,
             tick=settings.tick,
+            keep_days=settings.keep_days,
         )
         self.services = Services(
             self.store,
