@@ -23,7 +23,7 @@ import numpy as np
 
 from edgeml.digest import sha256_array, sha256_bytes
 from edgeml.errors import DataError, nearest
-from edgeml.plugins import load_user_object
+from edgeml.plugins import load_user_object, user_code
 from edgeml.tensors import Array, TensorSpec
 
 #: Of a test set without calibration data, at most this many samples are set aside.
@@ -134,10 +134,12 @@ def _load(path: Path) -> dict[str, Array]:
 def _generated(spec: str) -> dict[str, Array]:
     """Return the arrays that a user's generator yields, put together on axis 0."""
     function = load_user_object(spec, "data")
-    result = function()
-    parts: Iterable[object] = [result] if isinstance(result, Mapping) else result
-    if not isinstance(parts, Iterable):
-        raise DataError(f"'{spec}' returned a {type(result).__name__}, expected dictionaries")
+    with user_code(spec, "data"):
+        result = function()
+        if not isinstance(result, Mapping | Iterable):
+            raise DataError(f"'{spec}' returned a {type(result).__name__}, expected dictionaries")
+        # A generator fails where it is used up, so it is used up here.
+        parts: list[object] = [result] if isinstance(result, Mapping) else list(result)
     found: dict[str, list[Array]] = {}
     for part in parts:
         if not isinstance(part, Mapping):

@@ -27,7 +27,7 @@ import numpy as np
 
 from edgeml.errors import DataError, UsageError, nearest
 from edgeml.manifest import Score
-from edgeml.plugins import load_user_object
+from edgeml.plugins import load_user_object, user_code
 from edgeml.stats.proportion import wilson
 from edgeml.tensors import Array
 
@@ -279,12 +279,16 @@ class _Sampled:
         """Return the value with the bootstrap's interval."""
         wanted = need_labels(labels, outputs, self.name) if self._labelled else labels
         n = len(next(iter(outputs.values())))
+        value = float(self._value(outputs, wanted, reference))
+        if not math.isfinite(value):
+            raise DataError(f"metric '{self.name}' is {value} on these {n} samples")
         values = [
             self._value(_take(outputs, rows), _rows(wanted, rows), _take(reference, rows))
             for rows in self._resample(n)
         ]
-        low, high = np.quantile(values, [0.025, 0.975])
-        value = float(self._value(outputs, wanted, reference))
+        # On a resample without one of the classes a metric may be undefined.
+        defined = [v for v in values if math.isfinite(v)] or [value]
+        low, high = np.quantile(defined, [0.025, 0.975])
         return Score(self.name, value, n, (min(float(low), value), max(float(high), value)))
 
     def drop(
@@ -454,7 +458,8 @@ def get_metric(spec: str) -> Metric:
     function = load_user_object(spec, "metric")
 
     def value(outputs: Outputs, labels: Array | None, _: Outputs) -> float:
-        result = function(dict(outputs), labels)
+        with user_code(spec, "metric"):
+            result = function(dict(outputs), labels)
         try:
             return float(result)
         except (TypeError, ValueError) as error:

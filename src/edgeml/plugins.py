@@ -11,11 +11,13 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgeml.errors import InternalError, MissingPackageError, UsageError, nearest
+from edgeml.errors import EdgemlError, InternalError, MissingPackageError, UsageError, nearest
 
 #: kind -> name -> "module:object"
 BUILTINS: dict[str, dict[str, str]] = {
@@ -151,3 +153,27 @@ def load_user_object(reference: str, what: str) -> Any:
             nearest(attribute, [n for n in vars(module) if callable(getattr(module, n))] or ["-"]),
         )
     return found
+
+
+@contextmanager
+def user_code(reference: str, what: str) -> Iterator[None]:
+    """Turn whatever a user's own function raises into one line that names the function.
+
+    Args:
+        reference: ``module:function``.
+        what: How the message calls it, for example ``metric``.
+
+    Raises:
+        UsageError: The function raised something; the traceback is shown with ``-v``.
+    """
+    try:
+        yield
+    except EdgemlError:
+        raise
+    except Exception as error:
+        # The boundary to code that is not ours: it may raise anything.
+        text = " ".join(str(error).split())
+        raise UsageError(
+            f"{what} '{reference}' failed: {type(error).__name__}: {text}",
+            "mend the function; 'edgeml -v' shows where it failed",
+        ) from error

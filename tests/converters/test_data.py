@@ -139,3 +139,14 @@ def test_values_that_the_inputs_type_cannot_hold_are_refused(tmp_path, scale):
         stored = {"x_test": np.full((9, 3), 7, np.int8), "scale/x": scale}
     with pytest.raises(DataError, match="too large for float32"):
         EvaluationData.open(write(tmp_path, **stored), (X,), 0)
+
+
+def test_what_a_users_generator_raises_names_the_generator(tmp_path, monkeypatch):
+    (tmp_path / "broken_data.py").write_text(
+        "def early(): return 1 / 0\ndef late():\n    yield {}\n    raise OSError('gone')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name, says in (("early", "ZeroDivisionError"), ("late", "OSError: gone")):
+        with pytest.raises(UsageError, match=says) as caught:
+            EvaluationData.open(f"broken_data:{name}", (X,), 0)
+        assert f"broken_data:{name}" in caught.value.message

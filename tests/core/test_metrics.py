@@ -134,3 +134,16 @@ def test_a_users_own_metric(tmp_path, monkeypatch):
     with pytest.raises(UsageError) as caught:
         get_metric("topp1")
     assert "top1" in caught.value.hint
+
+
+def test_what_a_users_own_metric_does_wrong_names_it(tmp_path, monkeypatch):
+    (tmp_path / "wrong_metrics.py").write_text(
+        "def boom(outputs, labels):\n    raise KeyError('logits')\n"
+        "def nan(outputs, labels):\n    return float('nan')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    outputs = {"y": np.ones((4, 2), np.float32)}
+    with pytest.raises(UsageError, match=r"'wrong_metrics:boom' failed: KeyError: 'logits'"):
+        get_metric("wrong_metrics:boom").score(outputs, None, outputs)
+    with pytest.raises(DataError, match="is nan on these 4 samples"):
+        get_metric("wrong_metrics:nan").score(outputs, None, outputs)
