@@ -207,6 +207,17 @@ def test_two_rollouts_over_two_slots(fleet):
     assert set(fleet.versions("vww").values()) == {"1.0.0"} == set(fleet.versions().values())
 
 
+def test_an_older_version_on_purpose(fleet):
+    first(fleet)
+    fleet.push("2.0.0")
+    assert finished(fleet, fleet.deploy("2.0.0", gates=QUICK)).state == "done"
+    before = {d.device: d.wanted for d in fleet.services.devices()}
+    assert finished(fleet, fleet.deploy("1.0.0", gates=QUICK)).state == "done"
+    assert set(fleet.versions().values()) == {"1.0.0"}
+    assert all(d.wanted > before[d.device] for d in fleet.services.devices())  # a new order
+    assert not any(v.quarantined for v in fleet.services.versions("kws"))
+
+
 def test_rolling_back_after_the_end(fleet):
     first(fleet)
     fleet.push("2.0.0")

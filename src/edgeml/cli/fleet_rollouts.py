@@ -271,6 +271,9 @@ def _control(
     row = client.rollout(rollout_id).row
     touched = sum(w.devices - w.waiting for w in row.waves)
     what = f"{action} rollout {row.id} of {row.ref.model} {row.ref.version}, {touched} devices told"
+    if action == "rollback":
+        serving = client.version(row.ref.model, row.ref.version).row.devices
+        what += f"; its digest is quarantined for ever, in every slot: {serving} serve it now"
     if dry_run:
         return row, f"would {what}"
     confirm(f"{what}?", yes)

@@ -70,7 +70,7 @@ def _slot_row(name: str, held: SlotReport | None, desired: str) -> SlotRow:
         variant=held.variant,
         placement=held.placement,
         degraded=held.degraded,
-        detail=held.detail or (EMPTY if idle else ""),
+        detail=": ".join(filter(None, (EMPTY if idle else "", held.detail))),
         progress=held.progress,
     )
 
