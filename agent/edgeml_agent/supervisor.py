@@ -105,6 +105,7 @@ class Supervisor:
         self._sequence = 0
         self._last: Reported | None = None
         self._told: Reported | None = None
+        self._shown = False
         self._next_report = 0.0
         self._stop = threading.Event()
         self._announce = threading.Event()
@@ -292,6 +293,8 @@ class Supervisor:
             crashes=self.keeper.crashes,
         )
         now = time.monotonic()
+        if self._link.connected != self._shown:
+            self._write_status(running=True)
         if current == self._last or (_same_phases(current, self._last) and now < self._next_report):
             return
         self._next_report = now + _REPORT_EVERY
@@ -306,10 +309,11 @@ class Supervisor:
 
     def _write_status(self, *, running: bool) -> None:
         """Leave what ``edgeml-agent status`` shows."""
+        self._shown = self._link.connected
         status: dict[str, Any] = {
             "pid": os.getpid(),
             "running": running,
-            "connected": self._link.connected,
+            "connected": self._shown,
             "fleet": self.config.fleet,
             "profile": self._machine.profile,
             "http": self.config.serve.http,

@@ -1,7 +1,9 @@
 """The real supervisor in its own process, a real broker, and a data plane that runs nothing."""
 
+import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,11 @@ def test_broker_is_wiped_and_comes_back(world):
     fleet = world.fleet
     first = world.install()
     world.broker.stop()
+    status = world.folder / "device" / "state" / "status.json"
+    deadline = time.monotonic() + 20
+    while json.loads(status.read_bytes())["connected"]:
+        assert time.monotonic() < deadline, "status says connected without a broker"
+        time.sleep(0.02)
     fleet.reported, fleet.births = None, []
     world.broker.wipe()
     fleet.wait(lambda: fleet.reported and fleet.births, what="birth and report")
