@@ -144,6 +144,9 @@ def load_user_object(reference: str, what: str) -> Any:
             f"{what} '{reference}': there is no module '{module_name}'",
             "give module:function, from this folder or an installed package",
         ) from error
+    except Exception as error:
+        # A user's module may raise anything while it is imported.
+        raise _failed(reference, what, error) from error
     finally:
         sys.path.remove(here)
     found = getattr(module, attribute, None)
@@ -172,8 +175,12 @@ def user_code(reference: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         # The boundary to code that is not ours: it may raise anything.
-        text = " ".join(str(error).split())
-        raise UsageError(
-            f"{what} '{reference}' failed: {type(error).__name__}: {text}",
-            "mend the function; 'edgeml -v' shows where it failed",
-        ) from error
+        raise _failed(reference, what, error) from error
+
+
+def _failed(reference: str, what: str, error: Exception) -> UsageError:
+    text = " ".join(str(error).split())
+    return UsageError(
+        f"{what} '{reference}' failed: {type(error).__name__}: {text}",
+        "mend it; 'edgeml -v' shows where it failed",
+    )

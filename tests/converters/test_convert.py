@@ -269,8 +269,9 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(case, tmp_path):
     [(2_000, "TMPDIR"), (60_000, "TMPDIR"), (200_000, "cannot write x.edgeml")],
     ids=["the model", "the samples", "the bundle"],
 )
-def test_no_room_is_one_clear_error(case, tmp_path, limit, says):
-    words = ["convert", str(case / "Tiny CNN.onnx"), "--profile", PROFILE, "-o", "x.edgeml"]
+def test_no_room_is_one_clear_error(case, own_profile, tmp_path, limit, says):
+    profile = own_profile("lone", runtimes="'onnxruntime'")
+    words = ["convert", str(case / "Tiny CNN.onnx"), "--profile", profile, "-o", "x.edgeml"]
     words += ["--effort", "quick", "--data", str(case / "data.npz")]
     code = (
         "import resource, sys; from edgeml.cli.group import LazyGroup, run; "

@@ -14,10 +14,10 @@ from tests.support.corpus import corpus_file
 pytestmark = pytest.mark.corpus
 
 
-def convert(name, out, **options):
+def convert(name, out, profile="cpu-x86-64", **options):
     return edgeml.convert(
         corpus_file(f"models/{name}.onnx"),
-        "cpu-x86-64",
+        profile,
         out=out / f"{name}.edgeml",
         **({} if "data" in options else {"data": corpus_file(f"eval/{name}.npz")}),
         **options,
@@ -45,7 +45,7 @@ def test_a_transformer_goes_through(tmp_path):
     assert verdicts["litert.int8-portable-f32"] == Standing.ERROR
 
 
-def test_trees_and_recurrent_networks_go_through(tmp_path):
+def test_trees_and_recurrent_networks_go_through(own_profile, tmp_path):
     (trees,) = convert("lgbm_classifier", tmp_path, effort="quick").results
     assert trees.winner.verdict in (Standing.PASSED, Standing.UNDECIDED)
     rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def test_trees_and_recurrent_networks_go_through(tmp_path):
             "test/sr": np.full(40, 16000),
         },
     )
-    options = {"data": tmp_path / "voice.npz", "effort": "quick"}
+    options = {"data": tmp_path / "voice.npz", "effort": "quick", "profile": own_profile("lean")}
     (voice,) = convert("silero_vad", tmp_path, **options).results
     assert voice.winner.precision == "fp32"
 

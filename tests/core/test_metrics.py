@@ -141,7 +141,10 @@ def test_what_a_users_own_metric_does_wrong_names_it(tmp_path, monkeypatch):
         "def boom(outputs, labels):\n    raise KeyError('logits')\n"
         "def nan(outputs, labels):\n    return float('nan')\n"
     )
+    (tmp_path / "no_python.py").write_text("def nan(:\n")
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="'no_python:nan' failed: SyntaxError"):
+        get_metric("no_python:nan")
     outputs = {"y": np.ones((4, 2), np.float32)}
     with pytest.raises(UsageError, match=r"'wrong_metrics:boom' failed: KeyError: 'logits'"):
         get_metric("wrong_metrics:boom").score(outputs, None, outputs)
