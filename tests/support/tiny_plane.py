@@ -30,7 +30,8 @@ def answer(request):
     slot, kind = request.get("slot"), request["type"]
     version = request.get("ref", {}).get("version", "")
     if kind == "stage":
-        assert Path(request["bundle"], "index.json").is_file(), request["bundle"]
+        if not Path(request["bundle"], "index.json").is_file():
+            return {"ok": False, "error": f"no bundle at {request['bundle']}", "kind": "load"}
         for blob in Path(request["bundle"], "blobs", "sha256").iterdir():
             if hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name:
                 return {"ok": False, "error": f"{blob.name} is damaged", "kind": "load"}
