@@ -6,10 +6,11 @@ from enum import StrEnum
 
 import msgspec
 
+from edgeml.messages.payloads import CALLER_ERRORS
 from edgeml_agent.control import SlotStatus
 
 #: Failures that are the caller's fault or the load's, not the model's.
-NOT_HARM = frozenset({"request", "not_found", "overload", "deadline", "cancelled"})
+NOT_HARM = CALLER_ERRORS | {"overload", "deadline"}
 _MIN_ERRORS = 3
 _MAX_SHARE = 0.1
 _MIN_PROBES = 2

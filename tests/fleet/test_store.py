@@ -109,6 +109,14 @@ def test_the_last_good_version_is_the_devices_own(store):
         assert inventory.last_good(db, "other", "kws") is None
 
 
+def test_no_version_is_blamed_for_what_callers_do(store):
+    kinds = {"request": 40, "cancelled": 3, "not_found": 2, "device": 1, "deadline": 1}
+    with store.write() as db:
+        assert telemetry.apply_window(db, window(1, errors=kinds), 100.0)
+        (counts,) = telemetry.by_version(db, 0.0)
+    assert counts.errors == 2
+
+
 def test_windows_and_events_count_once(store):
     event = Event("d", "b1", 3, "fallback", "warning", "no GPU", 0.0, 0.0)
     with store.write() as db:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from edgeml.fleet import tables
 from edgeml.fleet.inventory import text
 from edgeml.gates import Arm
-from edgeml.messages.payloads import Event, Telemetry
+from edgeml.messages.payloads import CALLER_ERRORS, Event, Telemetry
 from edgeml.stats.buckets import LATENCY_BOUNDS
 
 _windows = tables.windows
@@ -109,7 +109,7 @@ def apply_window(db: sa.Connection, window: Telemetry, now: float) -> bool:
         "received": now,
         "seconds": window.seconds,
         "requests": window.requests,
-        "errors": sum(window.errors.values()),
+        "errors": sum(n for kind, n in window.errors.items() if kind not in CALLER_ERRORS),
         "error_kinds": text(window.errors),
         "latency": text(window.latency if usable else ()),
         "fallbacks": window.fallbacks,

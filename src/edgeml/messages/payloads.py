@@ -110,6 +110,10 @@ class Reported(msgspec.Struct, frozen=True):
     schema: int = SCHEMA
 
 
+#: Kinds of ``Telemetry.errors`` that are the caller's doing; no version is blamed for them.
+CALLER_ERRORS = frozenset({"request", "not_found", "cancelled"})
+
+
 class Telemetry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One window of counts of one slot; additive, applied once.
 
