@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import abc
 import base64
 import ctypes
 import gc
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgeml.errors import EdgemlError, MissingPackageError, ModelError
 from edgeml.plugins import missing
 from edgeml.runtime.base import Availability
+from edgeml.tensors import Array, TensorSpec, check_feed
 
 #: ONNX, operator set 13: float32 x[2] -> Relu -> y[2]. Small enough to stand here, so that a
 #: probe needs neither a file nor the `onnx` package.
@@ -109,3 +111,26 @@ class Closable:
             first = not self._closed
             self._closed = True
         return first
+
+
+class CheckedSession(Closable, abc.ABC):
+    """What the sessions share: ``run`` is a check of the feed, and then ``execute``."""
+
+    def __init__(self, specs: tuple[TensorSpec, ...]) -> None:
+        """Take the specifications of the inputs."""
+        super().__init__()
+        self._specs = specs
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once.
+
+        Raises:
+            RequestError: The feed does not fit.
+            DeviceError: The runtime failed, or the session is closed.
+        """
+        check_feed(self._specs, feed)
+        return self.execute(feed)
+
+    @abc.abstractmethod
+    def execute(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run on a feed that is known to fit; each runtime in its own way."""

@@ -26,6 +26,7 @@ from edgeml.plugins import missing
 from edgeml.runtime.base import Availability, ProgramOptions, Session
 from edgeml.runtime.common import (
     PROBE_TFLITE,
+    CheckedSession,
     Closable,
     availability,
     check_file,
@@ -34,7 +35,7 @@ from edgeml.runtime.common import (
     release_memory,
 )
 from edgeml.runtime.quiet import without_lines
-from edgeml.tensors import DATATYPES, Array, TensorSpec, check_feed
+from edgeml.tensors import DATATYPES, Array, TensorSpec
 
 #: It says this at every load, whatever the level of its log.
 _CHATTER = b"INFO: Created TensorFlow Lite"
@@ -248,16 +249,15 @@ class LiteRtProgram(Closable):
             release_memory()
 
 
-class LiteRtSession(Closable):
+class LiteRtSession(CheckedSession):
     """One interpreter."""
 
     def __init__(
         self, interpreter: Any, inputs: tuple[_Slot, ...], outputs: tuple[_Slot, ...]
     ) -> None:
         """Take an interpreter whose tensors are allocated."""
-        super().__init__()
+        super().__init__(tuple(slot.spec for slot in inputs))
         self._interpreter = interpreter
-        self._specs = tuple(slot.spec for slot in inputs)
         # Plain tuples: attributes of structs cost a tenth of a small model's run.
         self._wanted = tuple((slot.number, slot.spec.name) for slot in inputs)
         self._given = tuple((slot.number, slot.spec.name) for slot in outputs)
@@ -265,16 +265,6 @@ class LiteRtSession(Closable):
             int(detail["index"]): tuple(int(n) for n in detail["shape"])
             for detail in interpreter.get_input_details()
         }
-
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model once; tensors are given a new shape when the feed has another one.
-
-        Raises:
-            RequestError: The feed does not fit.
-            DeviceError: The runtime failed, or the session is closed.
-        """
-        check_feed(self._specs, feed)
-        return self.execute(feed)
 
     def execute(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run on a feed that is known to fit; see ``TrustingSession``."""

@@ -24,6 +24,7 @@ from edgeml.errors import DeviceError, ModelError, RequestError, UsageError, nea
 from edgeml.runtime.base import Availability, ProgramOptions, Session
 from edgeml.runtime.common import (
     PROBE_ONNX,
+    CheckedSession,
     Closable,
     availability,
     check_file,
@@ -31,7 +32,7 @@ from edgeml.runtime.common import (
     one_line,
     release_memory,
 )
-from edgeml.tensors import Array, TensorSpec, check_feed
+from edgeml.tensors import Array, TensorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -296,29 +297,18 @@ class OnnxProgram(Closable):
             release_memory()
 
 
-class OnnxSession(Closable):
+class OnnxSession(CheckedSession):
     """One stream of runs on ONNX Runtime."""
 
     def __init__(
         self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
     ) -> None:
         """Take the shared session and the program's specifications."""
-        super().__init__()
+        super().__init__(inputs)
         self._session = session
-        self._inputs = inputs
         self._names = [spec.name for spec in outputs]
         self._invalid = _state_errors("InvalidArgument")
         self._errors = _all_errors()
-
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model once.
-
-        Raises:
-            RequestError: The feed does not fit.
-            DeviceError: The runtime failed, or the session is closed.
-        """
-        check_feed(self._inputs, feed)
-        return self.execute(feed)
 
     def execute(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run on a feed that is known to fit; see ``TrustingSession``."""

@@ -19,6 +19,7 @@ from edgeml.errors import DeviceError, ModelError, UsageError
 from edgeml.runtime.base import Availability, ProgramOptions, Session
 from edgeml.runtime.common import (
     PROBE_ONNX,
+    CheckedSession,
     Closable,
     availability,
     check_file,
@@ -26,7 +27,7 @@ from edgeml.runtime.common import (
     one_line,
     release_memory,
 )
-from edgeml.tensors import Array, TensorSpec, check_feed
+from edgeml.tensors import Array, TensorSpec
 
 _DTYPES = {
     "boolean": "bool",
@@ -264,7 +265,7 @@ class OpenVinoProgram(Closable):
             release_memory()
 
 
-class OpenVinoSession(Closable):
+class OpenVinoSession(CheckedSession):
     """One stream of runs: one request, whose tensors are used again and again.
 
     Calling a compiled model directly goes through conversions that cost more than a small model.
@@ -274,31 +275,20 @@ class OpenVinoSession(Closable):
         self, request: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
     ) -> None:
         """Take a fresh request and the program's specifications."""
-        super().__init__()
+        super().__init__(inputs)
         self._request = request
-        self._inputs = inputs
         self._outputs = [spec.name for spec in outputs]
         self._views: dict[str, Array] = {}
         self._proven: set[tuple[tuple[int, ...], ...]] = set()
-
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model once.
-
-        Raises:
-            RequestError: The feed does not fit.
-            DeviceError: The runtime failed, or the session is closed.
-        """
-        check_feed(self._inputs, feed)
-        return self.execute(feed)
 
     def execute(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run on a feed that is known to fit; see ``TrustingSession``."""
         if self._closed:
             raise DeviceError("the session is closed")
         try:
-            for index, spec in enumerate(self._inputs):
+            for index, spec in enumerate(self._specs):
                 self._fill(index, spec.name, feed[spec.name])
-            self._infer(tuple(feed[spec.name].shape for spec in self._inputs))
+            self._infer(tuple(feed[spec.name].shape for spec in self._specs))
             return {
                 name: np.array(self._request.get_output_tensor(index).data)
                 for index, name in enumerate(self._outputs)
