@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import click
@@ -38,7 +39,7 @@ This page is made from the commands: `python -m tests.support.cli_reference`.
 def _usage(command: click.Command, path: str) -> str:
     """Return the usage line and the options of one command."""
     context = click.Context(command, info_name=path)
-    lines = [f"## `{path}`", "", (command.help or "").replace("\b\n", "").strip(), ""]
+    lines = [f"## `{path}`", "", inspect.cleandoc(command.help or "").replace("\b\n", ""), ""]
     lines += ["```", " ".join([path, *command.collect_usage_pieces(context)]), "```", ""]
     rows = [record for p in command.get_params(context) if (record := p.get_help_record(context))]
     rows = [row for row in rows if not row[0].startswith("--help")]
