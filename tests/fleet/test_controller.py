@@ -92,6 +92,21 @@ def test_a_version_that_does_not_install_goes_back(fleet):
     assert row.state == "rolled_back"
     assert "install gate" in row.reason
     assert set(fleet.versions().values()) == {"1.0.0"}
+    assert fleet.services.versions("kws")[0].quarantined == row.reason
+
+
+def test_a_version_that_devices_have_no_room_for_may_come_again(fleet):
+    first(fleet)
+    ref = fleet.push("2.0.0")
+    fleet.full_disks.add("2.0.0")
+    rollout = fleet.deploy("2.0.0", gates=QUICK)
+    assert finished(fleet, rollout).state == "rolled_back"
+    assert not fleet.services.versions("kws")[0].quarantined
+    assert all(ref.digest not in device.quarantined for device in fleet.devices.values())
+    assert "kept" in {d.kind for d in fleet.services.rollout(rollout).decisions}
+    fleet.full_disks.clear()
+    assert finished(fleet, fleet.deploy("2.0.0", gates=QUICK)).state == "done"
+    assert set(fleet.versions().values()) == {"2.0.0"}
 
 
 def test_the_first_version_of_all_has_nothing_to_go_back_to(fleet):

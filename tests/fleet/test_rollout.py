@@ -50,10 +50,10 @@ class Shell:
     def issue(self, device, ref, way):
         self.generation[device] += 1
         self.desired[device] = (self.generation[device], ref)
-        before = self.verified[device] if way == "out" else None
+        before = self.verified[device] if way == "out" else ref
         return m.Issued(0.0, device, self.generation[device], way, before)
 
-    def report(self, device, outcome="committed", ref=NEW):
+    def report(self, device, outcome="committed", ref=NEW, faulty=False):
         slot = SlotReport(
             "idle",
             active=ref,
@@ -61,7 +61,7 @@ class Shell:
             attempted=self.generation[device],
             outcome=outcome,
         )
-        self.feed(m.DeviceReported(0.0, device, self.generation[device], slot))
+        self.feed(m.DeviceReported(0.0, device, self.generation[device], slot, faulty))
 
 
 def test_waves_pass_to_the_end():
@@ -184,3 +184,27 @@ def test_allowed_is_what_changes_something():
         }
         for name, event in events.items():
             assert (m.step(base, event)[0] != base) == (name in m.allowed(state)), (state, name)
+
+
+def test_only_a_bundle_at_fault_is_quarantined():
+    for faulty in (False, True):
+        shell = Shell([["a", "b"], ["c"]])
+        shell.feed(m.Start(1.0))
+        shell.report("a", "rolled_back", OLD[0], faulty)
+        shell.feed(m.Tick(2.0, verdicts("fail", "wait", "wait"), frozenset("ab")))
+        assert shell.rollout.state is m.State.ROLLING_BACK
+        assert shell.quarantined == ({NEW.digest} if faulty else set())
+        assert ("kept" in {n.kind for n in shell.notes}) is not faulty
+
+
+def test_a_device_is_restored_when_its_old_version_is_verified_and_serves():
+    shell = Shell([["a"], ["b"]])
+    shell.feed(m.Start(1.0))
+    shell.report("a")
+    shell.feed(m.RollBack(2.0))
+    trying = SlotReport("trial", active=OLD[0], last_verified=NEW, candidate=OLD[0], attempted=2)
+    left = SlotReport("idle", active=OLD[0], last_verified=NEW, attempted=2)
+    ended = SlotReport("idle", active=OLD[0], last_verified=OLD[0], attempted=2)
+    for slot, restored in ((trying, False), (left, False), (ended, True)):
+        shell.feed(m.DeviceReported(3.0, "a", 2, slot))
+        assert shell.rollout.parts["a"].restored is restored

@@ -20,9 +20,11 @@ JUDGED = (
     ("wait", "wait", "wait"),
     ("pass", "wait", "wait"),
     ("pass", "pass", "fail"),
+    ("fail", "wait", "wait"),
 )
 _DEVICE = st.sampled_from(NAMES)
 _ENDED = {"committed", "failed"}
+_WORKS = st.sampled_from(["good", "full disk", "faulty"])
 
 
 class Device:
@@ -32,6 +34,7 @@ class Device:
         self.seen = 0
         self.slot = SlotReport("idle", active=own, last_verified=own, outcome="committed")
         self.begun = True
+        self.faulty = False  # whether it found the new version itself at fault
         self.online = True
         self.done = {}  # generation -> how the attempt ended
 
@@ -51,7 +54,7 @@ class Fleet(RuleBasedStateMachine):
 
     # -- devices --------------------------------------------------------------------------------
 
-    @rule(d=_DEVICE, works=st.booleans(), heard=st.booleans())
+    @rule(d=_DEVICE, works=_WORKS, heard=st.booleans())
     def work(self, d, works, heard):
         """A device does the next thing that is to do; what it says may be heard at once."""
         device = self.devices[d]
@@ -64,7 +67,7 @@ class Fleet(RuleBasedStateMachine):
         if heard:
             self.shell.feed(m.DeviceReported(self.now, d, *self.state_of(d)))
 
-    @rule(d=_DEVICE, works=st.booleans())
+    @rule(d=_DEVICE, works=_WORKS)
     def work_and_tell(self, d, works):
         """It does all of it, and the network works."""
         self.accept(d)
@@ -103,7 +106,8 @@ class Fleet(RuleBasedStateMachine):
         if device.slot.candidate is None:
             return
         ref, keeps = device.slot.candidate, device.slot.last_verified
-        good = works or ref != NEW
+        good = ref != NEW or (works == "good" and not device.faulty)
+        device.faulty = device.faulty or (not good and works == "faulty")
         device.done[device.seen] = "committed" if good else "rolled_back"
         ref = ref if good else keeps
         device.slot = SlotReport(
@@ -131,7 +135,7 @@ class Fleet(RuleBasedStateMachine):
         return self.shell.desired[d][1]
 
     def say(self, d):
-        self.wire.append((d, self.devices[d].seen, self.devices[d].slot))
+        self.wire.append((d, *self.state_of(d)))
 
     # -- the network ----------------------------------------------------------------------------
 
@@ -139,23 +143,25 @@ class Fleet(RuleBasedStateMachine):
     def deliver(self, pick, how):
         if self.wire:
             index = pick % len(self.wire)
-            d, generation, slot = self.wire[index]
+            d, *said = self.wire[index]
             if how != "doubled":
                 self.wire.pop(index)
             if how != "lost":
-                self.shell.feed(m.DeviceReported(self.now, d, generation, slot))
+                self.shell.feed(m.DeviceReported(self.now, d, *said))
 
     # -- gates and people -----------------------------------------------------------------------
 
     @rule(states=st.sampled_from(JUDGED))
     def tick(self, states):
         self.now += 1
-        before = self.shell.rollout
+        before, banned = self.shell.rollout, set(self.shell.quarantined)
         going = before.state in {m.State.RUNNING, m.State.HOLDING, m.State.PAUSED}
         self.shell.feed(m.Tick(self.now, verdicts(*states) if going else (), self.online()))
         after = self.shell.rollout
         if going and "fail" in states:
             assert after.state is m.State.ROLLING_BACK
+            blamed = "fail" in states[1:] or any(p.faulty for p in before.parts.values())
+            assert self.shell.quarantined == (banned | {NEW.digest} if blamed else banned)
         elif before.state is m.State.PAUSED:
             assert after == before
         elif going and "wait" not in states:
@@ -194,6 +200,7 @@ class Fleet(RuleBasedStateMachine):
             if part.restored:
                 assert device.seen >= part.back > 0
                 assert device.slot.last_verified == part.before
+            assert device.faulty or not part.faulty
 
     @invariant()
     def an_end_stays_and_generations_rise(self):
@@ -209,13 +216,15 @@ class Fleet(RuleBasedStateMachine):
     def orders_follow_from_the_state(self):
         rollout, banned = self.shell.rollout, self.shell.quarantined
         back = rollout.state in {m.State.ROLLING_BACK, m.State.ROLLED_BACK}
-        assert banned == {NEW.digest} if back else banned <= {NEW.digest}
+        assert banned <= {NEW.digest}
+        if banned:
+            assert back or rollout.state is m.State.ABORTED
         for d, part in rollout.parts.items():
             generation, ref = self.shell.desired[d]
             if not part.generation:
                 assert generation == 0
-            elif banned or (rollout.state is m.State.ABORTED and part.state != "committed"):
-                assert (generation, ref) == (part.back, part.before) or not banned
+            elif back or banned or (rollout.state is m.State.ABORTED and part.state != "committed"):
+                assert (generation, ref) == (part.back, part.before)
                 assert part.back
             elif not part.back:
                 assert (generation, ref) == (part.generation, NEW)
@@ -229,14 +238,14 @@ class Fleet(RuleBasedStateMachine):
         """Everything is well again: late reports first, then everybody does what was asked."""
         if not hasattr(self, "shell"):
             return
-        for d, generation, slot in reversed(self.wire):
-            self.shell.feed(m.DeviceReported(self.now, d, generation, slot))
+        for d, *said in reversed(self.wire):
+            self.shell.feed(m.DeviceReported(self.now, d, *said))
         self.wire.clear()
         for d in NAMES:
             self.devices[d].online = True
             self.accept(d)
             self.attempt(d)
-            self.finish(d, True)
+            self.finish(d, "good")
             self.shell.feed(m.DeviceReported(self.now, d, *self.state_of(d)))
         self.shell.feed(m.Tick(self.now, (), self.online()))
         self.what_is_believed_is_true()
@@ -246,15 +255,16 @@ class Fleet(RuleBasedStateMachine):
             assert held in {*OLD, NEW}
             if part.generation and not part.back:
                 assert part.state in _ENDED
-            if self.shell.quarantined or not part.generation:
+            back = self.shell.quarantined or rollout.state is m.State.ROLLED_BACK
+            if back or not part.generation:
                 assert held == self.shell.verified[d]
-            if self.shell.quarantined and part.generation:
+            if back and part.generation:
                 assert part.restored
         if self.shell.quarantined:
             assert rollout.state in {m.State.ROLLED_BACK, m.State.ABORTED}
 
     def state_of(self, d):
-        return self.devices[d].seen, self.devices[d].slot
+        return self.devices[d].seen, self.devices[d].slot, self.devices[d].faulty
 
 
 Fleet.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

@@ -97,6 +97,7 @@ class MqttDevices:
         trust = TrustRepository(server.data / "trust")
         self.keys = DirectorKeys((trust.director_signer.public_key,))
         self.bad_installs = set()
+        self.full_disks = set()
         self.accuracies = {}
         self.devices = {name: SimDevice(self, name) for name in names}
         self._stop = threading.Event()

@@ -59,6 +59,7 @@ class SimDevice:
         self.accepted = []  # generations, in the order in which they were acted on
         self.slots = {}
         self.quarantined = ()
+        self.faulty = set()  # digests that it will not run, whatever the fleet says
         self.sequence = 0
         self.outbox = {}
         self.sent = collections.Counter()  # version -> requests of all windows
@@ -89,6 +90,7 @@ class SimDevice:
             self.generation,
             dict(self.slots),
             health=self.health,
+            quarantined=tuple(sorted(self.faulty)),
         )
         self.link.publish(self._up("reported"), encode(said), retain=True)
 
@@ -137,7 +139,8 @@ class SimDevice:
         )
         self.slots[slot] = trying
         self.report()
-        if held.last_verified == ref or self.fleet.installs(self.name, ref):
+        full = ref.version in self.fleet.full_disks
+        if held.last_verified == ref or (self.fleet.installs(self.name, ref) and not full):
             self.slots[slot] = SlotReport(
                 "idle",
                 active=ref,
@@ -146,13 +149,15 @@ class SimDevice:
                 outcome="committed",
             )
         else:
+            if not full:
+                self.faulty.add(ref.digest)
             self.slots[slot] = SlotReport(
                 "idle",
                 active=held.active,
                 last_verified=held.last_verified,
                 attempted=self.generation,
                 outcome="rolled_back",
-                detail="golden samples differ",
+                detail="the disk is full" if full else "golden samples differ",
             )
 
     def serve(self, requests=10, labelled=10, errors=0):
@@ -206,6 +211,7 @@ class SimFleet:
         self.clock = Clock()
         self.broker = MemoryBroker(faults or Faults(seed=seed), immediate=False)
         self.bad_installs = set()  # versions that no device can install
+        self.full_disks = set()  # versions that no device has room for
         self.accuracies = {}
         trusted = folder / "trust"
         fresh = not trusted.exists()

@@ -105,7 +105,8 @@ class RolloutEngine:
         for rollout_id, rollout in list(self._rollouts.items()):
             if reported.device in rollout.parts:
                 slot = reported.slots.get(rollout.slot)
-                told = DeviceReported(work.now, reported.device, reported.generation, slot)
+                faulty = rollout.ref.digest in reported.quarantined
+                told = DeviceReported(work.now, reported.device, reported.generation, slot, faulty)
                 self.feed(work, rollout_id, told)
 
     def tick(self, work: Work) -> None:
@@ -180,7 +181,7 @@ class RolloutEngine:
         seconds = min(2.0, rollout.trial_seconds)
         target = SlotTarget(to, rollout.trial_requests, seconds) if to is not None else None
         generation = self._set(work, device, rollout.slot, target)
-        return Issued(work.now, device, generation, "back")
+        return Issued(work.now, device, generation, "back", to)
 
     def _set(self, work: Work, device: str, slot: str, target: SlotTarget | None) -> int:
         work.desired.add(device)

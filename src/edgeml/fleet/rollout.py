@@ -13,7 +13,9 @@ with the events, generations come in with ``Issued``, so that any history can be
 
 ``running``: devices of the current wave are installing. ``holding``: they have ended, a gate
 waits. A gate that fails rolls back from every state in which devices run the new version, also
-from ``paused``: harm does not wait for people. Reports may be late, repeated or out of order;
+from ``paused``: harm does not wait for people. The digest is quarantined, unless only the install
+gate failed and no device found the bundle at fault (disks were full, a network was slow): then it
+may come again. Reports may be late, repeated or out of order;
 what counts of a report is monotone (the generation that was attempted), so they do no harm.
 """
 
@@ -60,6 +62,7 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
         detail: Its reason for a failure.
         boots: Boots of the device that were known when it was told.
         was_degraded: Whether the slot ran on a fallback already then.
+        faulty: Whether the device found the bundle itself at fault, and put it into quarantine.
     """
 
     wave: int
@@ -72,6 +75,7 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str = ""
     boots: int = 0
     was_degraded: bool = False
+    faulty: bool = False
 
 
 class Rollout(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -161,7 +165,8 @@ class Issued(msgspec.Struct, frozen=True):
 
     Attributes:
         way: ``out`` with the new version, ``back`` with the old one.
-        before: For ``out``: the device's last verified version at that moment.
+        before: For ``out``: the device's last verified version at that moment; for ``back``: the
+            version that it is to go back to.
         boots: For ``out``: boots of the device that were known.
         degraded: For ``out``: whether the slot ran on a fallback.
     """
@@ -176,12 +181,17 @@ class Issued(msgspec.Struct, frozen=True):
 
 
 class DeviceReported(msgspec.Struct, frozen=True):
-    """A device said what it holds in this rollout's slot; None when it holds nothing."""
+    """A device said what it holds in this rollout's slot; None when it holds nothing.
+
+    Attributes:
+        faulty: Whether it has put the rollout's digest into its own quarantine.
+    """
 
     now: float
     device: str
     generation: int
     slot: SlotReport | None
+    faulty: bool = False
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -327,9 +337,22 @@ def _roll_back(
     rollout: Rollout, now: float, reason: str, verdicts: tuple[Verdict, ...] = ()
 ) -> Result:
     """Send every touched device back to its own version, and quarantine the digest."""
-    commands: list[Command] = [Quarantine(rollout.ref, reason)]
+    commands: list[Command] = []
+    told: tuple[Note, ...] = ()
+    if _own_causes(rollout, verdicts):
+        kept = "not quarantined: no device found the bundle at fault; it may be deployed again"
+        told = (Note("kept", kept),)
+    else:
+        commands.append(Quarantine(rollout.ref, reason))
     commands += [SendBack(d, rollout.parts[d].before) for d in rollout.touched]
-    return _enter(rollout, State.ROLLING_BACK, now, reason, verdicts, tuple(commands))
+    changed, notes = _enter(rollout, State.ROLLING_BACK, now, reason, verdicts, tuple(commands))
+    return changed, (*notes, *told)
+
+
+def _own_causes(rollout: Rollout, verdicts: tuple[Verdict, ...]) -> bool:
+    """Tell whether devices failed to install for causes of their own, and nothing else is wrong."""
+    failed = {v.gate for v in verdicts if v.state == "fail"}
+    return failed == {"install"} and not any(part.faulty for part in rollout.parts.values())
 
 
 def _abort(rollout: Rollout, now: float, reason: str) -> Result:
@@ -349,7 +372,9 @@ def _issued(rollout: Rollout, event: Issued) -> Result:
     if part is None:
         return rollout, ()
     if event.way == "back":
-        back = msgspec.structs.replace(part, back=event.generation, restored=False)
+        back = msgspec.structs.replace(
+            part, back=event.generation, before=event.before, restored=False
+        )
         return _change(rollout, event.device, back), ()
     sent = msgspec.structs.replace(
         part,
@@ -376,6 +401,9 @@ def _reported(rollout: Rollout, event: DeviceReported) -> Result:
             rollout = _change(rollout, event.device, part)
     if event.generation < part.generation:
         return rollout, ()
+    if event.faulty and not part.faulty:
+        part = msgspec.structs.replace(part, faulty=True)
+        rollout = _change(rollout, event.device, part)
     if part.back:
         if part.restored or event.generation < part.back:
             return rollout, ()
@@ -387,10 +415,14 @@ def _reported(rollout: Rollout, event: DeviceReported) -> Result:
 
 
 def _way_back(part: Part, slot: SlotReport | None) -> Part:
-    """Return the part after a report that has seen the order to go back."""
-    running = slot.active.digest if slot is not None and slot.active is not None else ""
+    """Return the part after a report that has seen the order to go back.
+
+    It is back when the version is verified and serves; a trial of it may still fail.
+    """
+    held = slot or SlotReport("idle")
     wanted = part.before.digest if part.before is not None else ""
-    if running == wanted:
+    holds = {ref.digest if ref else "" for ref in (held.active, held.last_verified)}
+    if held.phase == "idle" and holds == {wanted}:
         return msgspec.structs.replace(part, restored=True, stranded=False)
     return msgspec.structs.replace(part, stranded=not wanted)
 
