@@ -220,11 +220,37 @@ def test_a_changed_scale_is_noticed(name):
     assert steps_apart(stored, file, samples) > 1
 
 
-def test_float_at_the_edges_changes_no_value():
-    model = CASES["residual with relu6"]()
-    x = normal(*IMAGE)
+# Image 9 x 8 or 8 x 8, stride 2 or 4: folded into channels, with and without rows to fill up.
+FOLDED = {
+    "valid": {"x": [1, 4, 8, 8], "kernel": 2, "size": (4, 4), "strides": [2, 2]},
+    "same": {"x": [1, 3, 8, 8], "kernel": 3, "size": (4, 4), "strides": [2, 2],
+             "pads": [0, 0, 1, 1]},
+    "kernel 5": {"x": [1, 1, 8, 8], "kernel": 5, "size": (4, 4), "strides": [2, 2],
+                 "pads": [1, 1, 2, 2]},
+    "kernel 6, pads 2": {"x": [1, 2, 8, 8], "kernel": 6, "size": (4, 4), "strides": [2, 2],
+                         "pads": [2, 2, 2, 2]},
+    "odd height": {"x": [1, 1, 9, 8], "kernel": 6, "size": (5, 4), "strides": [2, 2],
+                   "pads": [2, 2, 3, 2]},
+    "odd pads before": {"x": [1, 1, 9, 8], "kernel": 4, "size": (5, 4), "strides": [2, 2],
+                        "pads": [1, 1, 2, 1]},
+    "stride 4": {"x": [1, 1, 8, 8], "kernel": 4, "size": (2, 2), "strides": [4, 4]},
+}  # fmt: skip
+
+
+def operators(file):
+    interpreter = Interpreter(model_content=file.data, num_threads=1)
+    return [op["op_name"] for op in interpreter._get_ops_details()]
+
+
+@pytest.mark.parametrize("name", ["residual with relu6", *FOLDED])
+def test_the_form_for_processors_changes_no_value(name):
+    """Float at the edges, and strides folded into channels: the same integers inside."""
+    model = conv(**FOLDED[name]) if name in FOLDED else CASES[name]()
+    x = normal(*[d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim])
     stored = quantised(model, [x])
     file = write(stored, float_io=True)
+    assert ("SPACE_TO_DEPTH" in operators(file)) == (name in FOLDED)
+    assert "SPACE_TO_DEPTH" not in operators(write(stored))
     (given,), (wanted,) = file.inputs, file.outputs
     assert (given.dtype, given.scale, wanted.dtype) == ("float32", 0.0, "float32")
     interpreter = Interpreter(model_content=file.data, num_threads=1)
@@ -232,6 +258,21 @@ def test_float_at_the_edges_changes_no_value():
     out = interpreter.get_signature_runner("serving_default")(x=x.transpose(given.perm))["y"]
     inside = run_tflite(write(stored), x)
     np.testing.assert_allclose(out.transpose(np.argsort(wanted.perm)), inside, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"x": [1, 4, 8, 7], "kernel": 2, "size": (4, 3), "strides": [2, 2]},  # odd width
+        {"x": [1, 8, 8, 8], "kernel": 2, "size": (4, 4), "strides": [2, 2]},  # many channels
+        {"x": [1, 1, 8, 8], "size": (3, 6), "strides": [2, 1]},  # two strides
+        {"x": [1, 3, 8, 8], "size": (4, 4), "strides": [2, 2], "pads": [1, 1, 1, 1]},  # neither
+    ],
+)
+def test_what_does_not_pay_is_not_folded(options):
+    shape = options["x"]
+    stored = quantised(conv(**options), [normal(*shape)])
+    assert "SPACE_TO_DEPTH" not in operators(write(stored, float_io=True))
 
 
 def test_same_model_same_bytes():

@@ -34,6 +34,7 @@ VERSIONS: dict[str, int] = {
     "RELU6": 2,
     "RESHAPE": 1,
     "SOFTMAX": 2,
+    "SPACE_TO_DEPTH": 2,
     "SUB": 3,
     "TANH": 2,
     "TRANSPOSE": 2,

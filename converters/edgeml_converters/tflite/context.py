@@ -50,10 +50,11 @@ class Value(msgspec.Struct, frozen=True):
 class Context:
     """The graph that is read, the file that is built, and the values in between."""
 
-    def __init__(self, graph: QdqGraph, builder: Builder) -> None:
-        """Start without values."""
+    def __init__(self, graph: QdqGraph, builder: Builder, for_cpu: bool) -> None:
+        """Start without values; ``for_cpu`` allows what pays on processors only."""
         self.graph = graph
         self.builder = builder
+        self.for_cpu = for_cpu
         self.values: dict[str, Value] = {}  # by the name of the stored tensor
 
     def value(self, node: onnx.NodeProto, position: int) -> Value:
@@ -136,7 +137,7 @@ class Context:
         if same_order(value.stored, perm):
             return self._reshaped(value, moved)
         name = f"transpose_{len(self.values)}_{value.index}"
-        index = self._like(name, moved.stored, value)
+        index = self.like(name, moved.stored, value)
         axes = self.builder.integers(name + "_perm", np.array(perm))
         self.builder.operator("TRANSPOSE", [value.index, axes], [index], "TransposeOptions")
         return msgspec.structs.replace(moved, index=index)
@@ -146,11 +147,11 @@ class Context:
         if value.stored == moved.stored:
             return moved
         name = f"reshape_{len(self.values)}_{value.index}"
-        index = self._like(name, moved.stored, value)
+        index = self.like(name, moved.stored, value)
         self.reshape(value.index, index, moved.stored, name)
         return msgspec.structs.replace(moved, index=index)
 
-    def _like(self, name: str, shape: tuple[int, ...], value: Value) -> int:
+    def like(self, name: str, shape: tuple[int, ...], value: Value) -> int:
         """Add a tensor with the parameters of a value."""
         return self.builder.tensor(
             name,
@@ -179,7 +180,7 @@ class Context:
         """
         stored = tuple(n + a + b for n, (a, b) in zip(value.stored, pads, strict=True))
         shape = tuple(stored[value.layout.index(axis)] for axis in range(len(stored)))
-        index = self._like(name, stored, value)
+        index = self.like(name, stored, value)
         amounts = self.builder.integers(name + "_amounts", np.array(pads))
         if fill is None:
             self.builder.operator("PAD", [value.index, amounts], [index], "PadOptions")

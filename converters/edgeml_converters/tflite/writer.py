@@ -70,15 +70,16 @@ def write(model: onnx.ModelProto, float_io: bool = False) -> TfliteFile:
 
     Args:
         model: int8 QDQ ONNX with a static batch of 1, as ``QuantizePortable`` makes it.
-        float_io: Take and give float32, with QUANTIZE first and DEQUANTIZE last, as a CPU wants
-            it; accelerators want int8 at the edges too.
+        float_io: Write for a processor: take and give float32 (QUANTIZE first, DEQUANTIZE last),
+            and fold strides into channels where that pays. Accelerators want int8 at the edges
+            too, and plain operators.
 
     Raises:
         ModelError: An operator has no int8 TFLite form here; the message names node and reason.
         MissingPackageError: LiteRT, which carries the schema, is not installed.
     """
     graph = QdqGraph(model)
-    context = Context(graph, _builder())
+    context = Context(graph, _builder(), for_cpu=float_io)
     inputs = {info.name: _input(context, info.name) for info in _real_inputs(graph)}
     edges: dict[str, int] = {}
     for name, value in inputs.items() if float_io else ():

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 
 from edgeml_converters.tflite.context import CHANNELS_LAST, Context, unsupported
+from edgeml_converters.tflite.ops.fold import fold_strides
 from edgeml_converters.tflite.ops.windows import padded, window
 
 
@@ -19,12 +20,21 @@ def conv(context: Context, node: onnx.NodeProto) -> None:
     shape = window(context, node, value, list(weights.shape[2:]))
     group = int(context.graph_attributes(node).get("group", 1))
     depthwise = group > 1 and group == value.shape[1]
-    value, padding = padded(context, node, value, shape)
     if depthwise:
         # [out, 1, kh, kw] -> [1, kh, kw, out]; the channel axis is the last one
         stored, axis = weights.transpose(1, 2, 3, 0), 3
     else:
         stored, axis = weights.transpose(0, 2, 3, 1), 0
+    folded = None
+    if context.for_cpu and group == 1:
+        size = context.graph.shape(node.output[0])[2:]
+        folded = fold_strides(context, value, stored, shape, size, node.output[0])
+    if folded is not None:
+        index, stored, padding = folded.index, folded.weights, folded.padding
+        strides = (1, 1)
+    else:
+        value, padding = padded(context, node, value, shape)
+        index, strides = value.index, shape.strides
     filters = context.builder.tensor(
         parameters.name,
         stored.shape,
@@ -36,27 +46,18 @@ def conv(context: Context, node: onnx.NodeProto) -> None:
     )
     bias = bias_tensor(context, node, 2, weights.shape[0], value.scale * parameters.scale)
     output = context.emit(node, CHANNELS_LAST)
-    window_options = {
+    options = {
         "padding": padding,
-        "strideH": shape.strides[0],
-        "strideW": shape.strides[1],
+        "strideH": strides[0],
+        "strideW": strides[1],
         "dilationHFactor": shape.dilations[0],
         "dilationWFactor": shape.dilations[1],
     }
-    inputs = [value.index, filters, bias]
+    builtin, table = "CONV_2D", "Conv2DOptions"
     if depthwise:
-        context.builder.operator(
-            "DEPTHWISE_CONV_2D",
-            inputs,
-            [output.index],
-            "DepthwiseConv2DOptions",
-            depthMultiplier=weights.shape[0] // group,
-            **window_options,
-        )
-    else:
-        context.builder.operator(
-            "CONV_2D", inputs, [output.index], "Conv2DOptions", **window_options
-        )
+        builtin, table = "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions"
+        options["depthMultiplier"] = weights.shape[0] // group
+    context.builder.operator(builtin, [index, filters, bias], [output.index], table, **options)
 
 
 def bias_tensor(
