@@ -107,6 +107,7 @@ def test_nothing_is_shown_without_a_token(server, path):
         ("POST", "rollouts/x/abort"),
         ("POST", "models"),
         ("PUT", "models/kws/aliases/prod"),
+        ("POST", "models/kws/1.0.0/release"),
         ("POST", "devices/x/enrol"),
         ("POST", "logout"),
     ],
@@ -141,6 +142,7 @@ def test_a_viewer_looks_and_changes_nothing(server):
         lambda: guest.control("x", "abort", ""),
         lambda: guest.push(server.bundle),
         lambda: guest.set_alias("kws", "prod", "1.0.0"),
+        lambda: guest.release("kws", "1.0.0", "why"),
         lambda: guest.enrol("x", "auto", {}),
     ):
         with pytest.raises(NotTrustedError, match="not change"):

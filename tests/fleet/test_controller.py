@@ -109,6 +109,34 @@ def test_a_version_that_devices_have_no_room_for_may_come_again(fleet):
     assert set(fleet.versions().values()) == {"2.0.0"}
 
 
+def test_people_may_lift_a_quarantine(fleet):
+    first(fleet)
+    ref = fleet.push("2.0.0")
+    fleet.accuracies["2.0.0"] = 0.1
+    rollout = fleet.deploy("2.0.0", waves="50%,100%", gates=QUICK)
+    with pytest.raises(UsageError, match="is not quarantined"):
+        fleet.services.release("kws", "2.0.0", "labels were wrong", "ann")
+    assert finished(fleet, rollout).state == "rolled_back"
+    at_fault = next(d for d in fleet.devices.values() if ref.digest in d.quarantined)
+    at_fault.faulty.add(ref.digest)
+    at_fault.report()
+    fleet.settle()
+    with pytest.raises(UsageError, match="reason"):
+        fleet.services.release("kws", "2.0.0", " ", "ann")
+    released = fleet.services.release("kws", "2.0.0", "labels were wrong", "ann")
+    fleet.settle()
+    assert released.refusing == (at_fault.name,)
+    assert not released.row.quarantined
+    assert not any(ref.digest in device.quarantined for device in fleet.devices.values())
+    said = fleet.services.events()[0]
+    assert said.kind == "release"
+    assert said.message.endswith("labels were wrong (ann)")
+    assert "release" in {d.kind for d in fleet.services.rollout(rollout).decisions}
+    assert set(fleet.versions().values()) == {"1.0.0"}  # nothing was told to run it
+    fleet.accuracies.clear()
+    assert finished(fleet, fleet.deploy("2.0.0", gates=QUICK)).state == "done"
+
+
 def test_the_first_version_of_all_has_nothing_to_go_back_to(fleet):
     fleet.push("1.0.0")
     rollout = fleet.deploy("1.0.0", strategy="all-at-once", gates=QUICK)

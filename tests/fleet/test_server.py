@@ -6,13 +6,23 @@ import pathlib
 import signal
 import threading
 
-from tests.support.fleet_server import MqttDevices, fleet_server
+from tests.support.fleet_server import FleetProcess, MqttDevices, fleet_server
 
 
 def children(process):
     """Return the pids of what a process has started, from any of its threads."""
     tasks = pathlib.Path(f"/proc/{process}/task").glob("*/children")
     return {int(pid) for task in tasks for pid in task.read_text().split()}
+
+
+def test_a_signal_right_after_the_ready_line_ends_it_gracefully(tmp_path):
+    server = FleetProcess(tmp_path)
+    for _ in range(5):
+        server.start()
+        assert server.stop() == 0
+    log = (tmp_path / "server.log").read_text()
+    assert "Traceback" not in log
+    assert log.count("Finished server process") == 5
 
 
 def test_a_broker_that_dies_is_started_again(tmp_path):

@@ -43,6 +43,12 @@ def test_three_versions(tmp_path, capsys):
             told = [len(d.accepted) for d in devices.devices.values()]
             assert sorted(told) == [2, 2, 2, 4]  # only the canary ever heard of version 3
             _fetch(server, devices)
+            release = ("registry", "release", "kws@3.0.0", "--reason", "wrong labels")
+            assert edgeml(server, *release, "--dry-run") == 0
+            assert server.client.version("kws", "3.0.0").row.quarantined
+            assert edgeml(server, *release, "--yes") == 0
+            assert not server.client.version("kws", "3.0.0").row.quarantined
+            assert edgeml(server, *release, "--yes") == 2
             before = {row.device: row.wanted for row in server.client.devices()}
             assert server.stop() == 0
             server.start()  # another port: the database is the truth, the devices are elsewhere

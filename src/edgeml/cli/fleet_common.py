@@ -125,6 +125,11 @@ def size_text(size: int) -> str:
     return f"{value:.1f} GiB"
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return ``1 device``, ``2 devices``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def confirm(question: str, yes: bool) -> None:
     """Ask before the fleet is changed.
 

@@ -13,6 +13,7 @@ from edgeml.cli.fleet_common import (
     clock,
     confirm,
     connected,
+    count_of,
     dry_run_option,
     json_option,
     parse_version,
@@ -270,10 +271,13 @@ def _control(
     """Ask a rollout for something, or only say what that would be; return it and a line."""
     row = client.rollout(rollout_id).row
     touched = sum(w.devices - w.waiting for w in row.waves)
-    what = f"{action} rollout {row.id} of {row.ref.model} {row.ref.version}, {touched} devices told"
+    what = f"{action} rollout {row.id} of {row.ref.model} {row.ref.version}"
+    what += f", {count_of(touched, 'device')} told"
     if action == "rollback":
         serving = client.version(row.ref.model, row.ref.version).row.devices
-        what += f"; its digest is quarantined for ever, in every slot: {serving} serve it now"
+        what += (
+            f"; its digest is quarantined in every slot: {count_of(serving, 'device')} serving it"
+        )
     if dry_run:
         return row, f"would {what}"
     confirm(f"{what}?", yes)

@@ -10,6 +10,7 @@ from edgeml.cli.fleet_common import (
     ago,
     confirm,
     connected,
+    count_of,
     dry_run_option,
     json_option,
     parse_version,
@@ -107,3 +108,40 @@ def alias(
     else:
         would = "would point" if dry_run else "points"
         click.echo(f"@{label} of {model} {would} at {row.version}")
+
+
+@group.command()
+@click.argument("version", metavar="MODEL@VERSION")
+@click.option("--reason", required=True, help="Why it may run again; kept as an event.")
+@yes_option
+@dry_run_option
+@json_option
+@connected
+def release(
+    client: FleetClient, version: str, reason: str, yes: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Lift the quarantine of a version.
+
+    Devices that found the bundle itself at fault keep refusing it.
+    """
+    row = client.version(*parse_version(version)).row
+    name = f"{row.model}@{row.version}"
+    if not row.quarantined:
+        raise UsageError(f"{name} is not quarantined", "deploy it with 'edgeml fleet deploy'")
+    if dry_run:
+        if as_json:
+            show_json(row)
+        else:
+            click.echo(f"would let {name} run again; quarantined: {row.quarantined}")
+        return
+    confirm(f"let {name} run again? quarantined: {row.quarantined}", yes)
+    found = client.release(row.model, row.version, reason)
+    if as_json:
+        show_json(found)
+        return
+    click.echo(f"{name} may run again; deploy it with 'edgeml fleet deploy {name}'")
+    if found.refusing:
+        click.echo(
+            f"found at fault by, and still refused by {count_of(len(found.refusing), 'device')}: "
+            f"{', '.join(found.refusing[:5])}{' ...' if len(found.refusing) > 5 else ''}"
+        )

@@ -382,6 +382,14 @@ def _registry_routes(app: FastAPI, services: Services, guard: _Guard) -> None:
         del user
         return reply(await run_in_threadpool(services.set_alias, model, alias, asked.version))
 
+    asks = shape(views.Released, takes=Control)
+
+    @app.post("/api/v1/models/{model}/{version}/release", tags=["registry"], **asks)
+    async def release(model: str, version: str, request: Request, user: User = admin) -> Response:
+        """Lift a version's quarantine; the reason must be given."""
+        why = (await _body(request, Control)).reason
+        return reply(await run_in_threadpool(services.release, model, version, why, user.name))
+
     @app.post("/api/v1/devices/{device}/enrol", tags=["fleet"])
     async def enrol(device: str, request: Request, user: User = admin) -> Response:
         """Make a device known; the reply is its enrolment file."""

@@ -89,6 +89,11 @@ class FleetClient:
         path = f"models/{_quoted(model)}/aliases/{_quoted(alias)}"
         return _decode(self._send("PUT", path, {"version": version}), views.VersionRow)
 
+    def release(self, model: str, version: str, reason: str) -> views.Released:
+        """Lift a version's quarantine."""
+        path = f"models/{_quoted(model)}/{_quoted(version)}/release"
+        return _decode(self._send("POST", path, {"reason": reason}), views.Released)
+
     def rollouts(self) -> list[views.RolloutRow]:
         """Return rollouts, newest first."""
         return self._get("rollouts", list[views.RolloutRow])

@@ -10,12 +10,13 @@ import secrets
 import msgspec
 
 from edgeml.errors import GateError, InputError, UsageError
-from edgeml.fleet import catalogue, inventory
+from edgeml.fleet import catalogue, history, inventory, telemetry
 from edgeml.fleet.engine import RolloutEngine
 from edgeml.fleet.inventory import Device
 from edgeml.fleet.rollout import (
     Abort,
     AnyEvent,
+    Note,
     Part,
     Pause,
     Resume,
@@ -50,7 +51,8 @@ def make_plan(work: Work, request: RolloutRequest) -> Plan:
     if banned:
         raise GateError(
             f"{ref.model} {ref.version} is quarantined: {banned}",
-            "its digest never runs again: push a better one as a new version",
+            "push a better one as a new version, or lift it: "
+            f"edgeml registry release {ref.model}@{ref.version} --reason TEXT",
         )
     slot = check_name(request.slot or ref.model, "slot")
     terms = parse_selector(request.selector)
@@ -175,6 +177,45 @@ def control(
     }
     engine.feed(work, rollout_id, told[action])
     return _get(work, engine, rollout_id)
+
+
+def release(
+    work: Work, engine: RolloutEngine, model: str, version: str, reason: str, author: str
+) -> tuple[str, ...]:
+    """Lift a version's quarantine; nothing is told to run it by that.
+
+    Returns:
+        Devices that found the bundle itself at fault: they keep refusing it.
+
+    Raises:
+        InputError: There is no such version.
+        UsageError: It is not quarantined, no reason is given, or a rollout is taking it back.
+    """
+    ref, _ = catalogue.resolve(work.db, model, version)
+    name = f"{ref.model} {ref.version}"
+    if ref.digest not in inventory.quarantined(work.db):
+        raise UsageError(f"{name} is not quarantined", "deploy it with 'edgeml fleet deploy'")
+    if not reason.strip():
+        raise UsageError(f"no reason why {name} may run again", "say it with --reason TEXT")
+    mine = [r for r in engine.all() if r.ref.digest == ref.digest]
+    for rollout in mine:
+        if rollout.state is State.ROLLING_BACK:
+            raise UsageError(
+                f"rollout {rollout.id} is still taking {name} back", "release it after its end"
+            )
+    work.desired.update(inventory.lift_quarantine(work.db, ref.digest))
+    told = f"{name} ({ref.digest[:19]}) may run again: {reason} ({author})"
+    telemetry.add_event(work.db, "release", "warning", told, work.now)
+    for rollout in mine:
+        history.record(work.db, rollout.id, Note("release", told), work.now)
+        work.changed("rollout", rollout.id)
+    work.changed("event")
+    work.changed("model", ref.model)
+    return tuple(
+        name
+        for name, device in inventory.all_devices(work.db).items()
+        if device.reported is not None and ref.digest in device.reported.quarantined
+    )
 
 
 def _check_newest(engine: RolloutEngine, rollout: Rollout) -> None:

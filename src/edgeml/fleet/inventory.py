@@ -291,6 +291,25 @@ def add_quarantine(db: sa.Connection, ref: Ref, reason: str, now: float) -> None
     db.execute(tables.quarantine.insert(), row)
 
 
+def lift_quarantine(db: sa.Connection, digest: str) -> list[str]:
+    """Allow a digest again.
+
+    Returns:
+        Devices whose orders named it: these have a new generation, and must be published.
+    """
+    db.execute(tables.quarantine.delete().where(tables.quarantine.c.digest == digest))
+    table = tables.desired
+    changed = []
+    for row in db.execute(sa.select(table)).all():
+        banned: list[str] = msgspec.json.decode(row.quarantined, type=list[str])
+        if digest in banned:
+            banned.remove(digest)
+            values = {"quarantined": text(banned), "generation": row.generation + 1}
+            db.execute(table.update().where(table.c.device == row.device).values(values))
+            changed.append(row.device)
+    return changed
+
+
 def quarantined(db: sa.Connection) -> dict[str, str]:
     """Return digest -> reason of everything that must not run."""
     rows = db.execute(sa.select(tables.quarantine.c.digest, tables.quarantine.c.reason))

@@ -47,7 +47,7 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Control(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Why something is asked of a rollout."""
+    """Why something is asked for."""
 
     reason: str = ""
 
@@ -62,7 +62,7 @@ class Enrol(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 _KINDS: tuple[type, ...] = (
     Problem, Login, Alias, Control, Enrol, Ref,
     views.Change, views.DeviceDetail, views.DeviceRow, views.EventRow, views.FleetHealth,
-    views.Plan, views.RolloutDetail, views.RolloutRequest, views.RolloutRow, views.Session,
+    views.Plan, views.Released, views.RolloutDetail, views.RolloutRequest, views.RolloutRow, views.Session,
     views.VersionDetail, views.VersionRow,
 )  # fmt: skip
 

@@ -225,35 +225,43 @@ def serve(settings: Settings, ready: Callable[[Ready], None]) -> None:
     fleet = Fleet(settings)
     try:
         fleet.start()
-        # uvicorn raises the signal again when it has stopped; then it must not end us.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: None)
         app = build_app(fleet)
         mount(app, fleet.services, settings.data)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3)
         named = f"[{host}]" if ":" in host else host
-        ready(
-            Ready(
-                url=f"http://{named}:{port}",
-                mqtt="{}:{}".format(*fleet.mqtt),
-                user=auth.ADMIN,
-                password=fleet.password,
-                token_file=str(settings.data / auth.TOKEN_FILE),
-                broker=fleet.broker,
-            )
+        found = Ready(
+            url=f"http://{named}:{port}",
+            mqtt="{}:{}".format(*fleet.mqtt),
+            user=auth.ADMIN,
+            password=fleet.password,
+            token_file=str(settings.data / auth.TOKEN_FILE),
+            broker=fleet.broker,
         )
-        _Server(config, fleet.services).run(sockets=[listener])
+        server = _Server(config, fleet.services, lambda: ready(found))
+        # uvicorn puts its own handlers into place a little later, and raises a signal again when
+        # it has stopped: both times it must end gracefully.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, server.handle_exit)
+        server.run(sockets=[listener])
     finally:
         fleet.stop()
         listener.close()
 
 
 class _Server(uvicorn.Server):
-    """A server that tells those who wait for changes that it ends."""
+    """A server that says when it is ready, and tells those who wait for changes that it ends."""
 
-    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+    def __init__(
+        self, config: uvicorn.Config, services: Services, ready: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._services = services
+        self._services, self._ready = services, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer; from now on a signal ends it gracefully."""
+        await super().startup(sockets=sockets)
+        if not self.should_exit:
+            self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop."""

@@ -29,6 +29,7 @@ from edgeml.fleet.views import (
     EventRow,
     FleetHealth,
     Plan,
+    Released,
     RolloutDetail,
     RolloutRequest,
     RolloutRow,
@@ -278,6 +279,14 @@ class Services:
 
         self._controller.ask(change)
         return self.version(model, f"@{alias}").row
+
+    def release(self, model: str, version: str, reason: str, author: str) -> Released:
+        """Lift a version's quarantine; see ``deploy.release`` for what it raises."""
+        engine = self._controller.engine
+        refusing = self._controller.ask(
+            lambda work: deploy.release(work, engine, model, version, reason, author)
+        )
+        return Released(self.version(model, version).row, refusing)
 
     def enrol(
         self, device: str, profile: str = "auto", tags: dict[str, str] | None = None

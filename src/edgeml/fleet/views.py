@@ -88,6 +88,17 @@ class VersionRow(msgspec.Struct, frozen=True, omit_defaults=True):
     score: str = ""
 
 
+class Released(msgspec.Struct, frozen=True):
+    """A version whose quarantine was lifted.
+
+    Attributes:
+        refusing: Devices that found the bundle itself at fault: they keep refusing it.
+    """
+
+    row: VersionRow
+    refusing: tuple[str, ...]
+
+
 class VariantRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """One variant of a version, and how far it was verified."""
 

@@ -21,7 +21,7 @@ _WORDS = {
     "rollback": (
         "Roll back",
         "Every touched device goes back to its own last verified version, and this version is "
-        "quarantined: its digest never runs again.",
+        "quarantined: its digest does not run again unless people release it.",
     ),
 }
 

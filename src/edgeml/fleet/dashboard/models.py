@@ -41,7 +41,7 @@ def _version(row: VersionRow, devices: int, detail: VersionDetail | None) -> str
     aliases = "".join(f'<span class="tag">@{escape(a)}</span>' for a in row.aliases)
     banned = ""
     if row.quarantined:
-        told = f"never runs again: {escape(row.quarantined)}"
+        told = f"must not run: {escape(row.quarantined)}"
         banned = f'<p class="callout bad">{look.icon("bad")}{told}</p>'
     state = look.state("quarantined") if row.quarantined else ""
     serves = look.count(devices, "device") if devices else '<span class="mute">no device</span>'
