@@ -47,7 +47,7 @@ lint: $(VENV)/dev ## Check style, types and layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/lint-imports
 
 format: $(VENV)/dev ## Put the code into its form
 	@$(BIN)/ruff check --fix .
