@@ -93,6 +93,38 @@ def test_mosquitto_keeps_retained_messages_over_a_restart(tmp_path):
         broker.stop()
 
 
+def test_a_thousand_births_reach_a_fleet_that_was_away(tmp_path):
+    broker = EmbeddedBroker("127.0.0.1", 0, tmp_path / "broker", "mosquitto")
+    topics = [f"edgeml/v1/f/d{i:04}/up/birth" for i in range(1200)]
+    got, complete, here = set(), threading.Event(), threading.Event()
+    broker.start()
+    try:
+        for part in (topics[::2], topics[1::2]):  # what waits in one link is bounded, too
+            link, kept = MqttLink("127.0.0.1", broker.port, "devices"), threading.Event()
+            link.subscribe("done", lambda message, kept=kept: kept.set())
+            link.open()
+            assert link.wait_connected(20)
+            assert all(link.publish(topic, b"x" * 800, retain=True) for topic in part)
+            assert link.publish("done", b"")
+            assert kept.wait(30)  # in order: then the broker has the rest as well
+            link.close()
+        fleet = MqttLink("127.0.0.1", broker.port, "fleet")
+
+        def take(message):
+            got.add(message.topic)
+            if len(got) == len(topics):
+                complete.set()
+
+        fleet.on_connection(lambda up: here.set())
+        fleet.subscribe("edgeml/v1/f/+/up/#", take)
+        fleet.open()
+        assert here.wait(20)
+        assert complete.wait(30), len(got)
+        fleet.close()
+    finally:
+        broker.stop()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part of it is Linux's")
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_dies_with_its_parent(kind, tmp_path):

@@ -19,6 +19,7 @@ from edgeml.cli.fleet_common import (
     parse_address,
     show_json,
     table,
+    warn_lost,
     yes_option,
 )
 from edgeml.cli.fleet_rollouts import deploy, rollback, rollout, rollouts
@@ -169,10 +170,11 @@ def devices(client: FleetClient, as_json: bool) -> None:
     if as_json:
         show_json(rows)
         return
+    warn_lost(client)
     cells = [
         (
             r.device,
-            "online" if r.online else "offline",
+            r.presence,
             r.health,
             r.profile,
             " ".join(f"{s.slot}={s.version or '-'}" for s in r.slots),
@@ -195,8 +197,8 @@ def device(client: FleetClient, name: str, as_json: bool) -> None:
         show_json(found)
         return
     row = found.row
-    state = "online" if row.online else "offline"
-    click.echo(f"{row.device}  {state}  {row.health}  agent {row.agent_version or '-'}")
+    warn_lost(client)
+    click.echo(f"{row.device}  {row.presence}  {row.health}  agent {row.agent_version or '-'}")
     if found.facts:
         click.echo(f"{row.profile}  {found.facts.get('cpu', '')}  {found.facts.get('os', '')}")
     else:

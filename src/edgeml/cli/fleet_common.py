@@ -125,6 +125,17 @@ def size_text(size: int) -> str:
     return f"{value:.1f} GiB"
 
 
+def warn_lost(client: FleetClient) -> None:
+    """Say it when the fleet cannot reach its broker: nobody knows then who is online."""
+    health = client.health()
+    if not health.broker:
+        click.echo(
+            f"broker lost {health.broker_lost:.0f} s ago: nobody knows which devices are online; "
+            "they go on serving",
+            err=True,
+        )
+
+
 def count_of(number: int, noun: str) -> str:
     """Return ``1 device``, ``2 devices``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

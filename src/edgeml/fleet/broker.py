@@ -24,6 +24,9 @@ from edgeml.messages.payloads import MAX_PAYLOAD
 logger = logging.getLogger(__name__)
 
 _GRACE: Final = 5.0
+# The queue: at every connect the fleet is sent all retained messages at once, three of each device,
+# and mosquitto drops without a word what is above its default of 1,000. 20,000 are enough for 6,000
+# devices; the bytes bound what one client that does not read can take.
 _MOSQUITTO_CONFIG: Final = """\
 # Written anew at every start.
 listener {port} {host}
@@ -31,7 +34,8 @@ allow_anonymous true
 persistence true
 persistence_location ./
 autosave_interval 60
-max_queued_messages 1000
+max_queued_messages 20000
+max_queued_bytes 67108864
 max_packet_size {max_packet}
 {user}log_dest stderr
 log_type error

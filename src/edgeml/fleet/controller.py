@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import NamedTuple, TypeVar, cast
 
@@ -24,6 +24,7 @@ from edgeml.fleet import inventory, telemetry
 from edgeml.fleet.blocks import BlockServer
 from edgeml.fleet.engine import RolloutEngine
 from edgeml.fleet.ingest import ingest
+from edgeml.fleet.presence import Presence
 from edgeml.fleet.store import Store
 from edgeml.fleet.views import Change
 from edgeml.fleet.work import Work
@@ -39,6 +40,7 @@ _BATCH = 500
 _ASK_SECONDS = 30.0
 _PRUNE_EVERY = 3600.0
 _REMIND_EVERY = 5.0
+_EVENTS_AT_ONCE = 5
 KEEP_DAYS = 14.0
 
 
@@ -83,6 +85,7 @@ class Controller:
         self.fleet = fleet
         self.engine = RolloutEngine()
         self.clock = clock
+        self.presence = Presence(clock())
         self._store, self._link, self._signer, self._blocks = store, link, signer, blocks
         self._tick = tick
         self._next_tick = 0.0
@@ -155,16 +158,26 @@ class Controller:
         if address.kind == "block":
             self._blocks.ask(address, message)
         elif address.kind != "rpc":
-            self._queue.put(lambda work: ingest(work, self.engine, address, message))
+            self._queue.put(lambda work: ingest(work, self.engine, self.presence, address, message))
 
     def _on_connection(self, connected: bool) -> None:
         if connected:
             logger.info("broker connected")
-            self._queue.put(_publish_all)
+            self._queue.put(self._on_connected)
         else:
             if not self._stopped.is_set():
                 logger.warning("broker lost: devices keep serving, and are reached again with it")
-            self._queue.put(lambda work: work.changed("broker"))
+            self._queue.put(self._on_lost)
+
+    def _on_connected(self, work: Work) -> None:
+        """Publish every desired state again: the broker may have been wiped."""
+        self.presence.connected(work.now)
+        work.desired.update(state.device for state in inventory.all_desired(work.db, ""))
+        work.changed("broker")
+
+    def _on_lost(self, work: Work) -> None:
+        self.presence.lost(work.now)
+        work.changed("broker")
 
     # -- the thread -----------------------------------------------------------------------------
 
@@ -276,10 +289,9 @@ class Controller:
     def _on_tick(self, work: Work) -> None:
         if self._stale:
             self._stale = False
-            for device in inventory.all_devices(work.db):
-                again = Rpc(id="", method="rebirth")
-                self._link.publish(topics.down(self.fleet, device, "rpc"), encode(again))
+            self._ask_again(inventory.all_devices(work.db))
         self.engine.tick(work)
+        self._tell_moves(work)
         self._remind(work)
         if work.now >= self._next_prune:
             self._next_prune = work.now + _PRUNE_EVERY
@@ -299,9 +311,24 @@ class Controller:
         }
         work.desired.update(behind & self._behind)
         self._behind = behind
+        self._ask_again(self.presence.to_ask(devices, work.now))
 
+    def _ask_again(self, devices: Iterable[str]) -> None:
+        """Ask devices to say again who they are and what they hold."""
+        for device in devices:
+            again = Rpc(id="", method="rebirth")
+            self._link.publish(topics.down(self.fleet, device, "rpc"), encode(again))
 
-def _publish_all(work: Work) -> None:
-    """Publish every desired state again: the broker may have been wiped."""
-    work.desired.update(state.device for state in inventory.all_desired(work.db, ""))
-    work.changed("broker")
+    def _tell_moves(self, work: Work) -> None:
+        """Keep an event of each device that came or went; one of all when many did at once."""
+        for names, kind, what in zip(
+            self.presence.moved(), ("offline", "online"), ("went offline", "came back"), strict=True
+        ):
+            if len(names) > _EVENTS_AT_ONCE:
+                told = f"{len(names)} devices {what}: {', '.join(names[:3])} and more"
+                telemetry.add_event(work.db, kind, "info", told, work.now)
+            else:
+                for name in names:
+                    telemetry.add_event(work.db, kind, "info", f"{name} {what}", work.now, name)
+            if names:
+                work.changed("event")

@@ -7,6 +7,7 @@ import logging
 from edgeml.errors import NotTrustedError
 from edgeml.fleet import inventory, telemetry
 from edgeml.fleet.engine import RolloutEngine
+from edgeml.fleet.presence import Presence
 from edgeml.fleet.work import Work
 from edgeml.link.base import LinkMessage
 from edgeml.messages.payloads import (
@@ -23,28 +24,43 @@ from edgeml.messages.topics import Address
 logger = logging.getLogger(__name__)
 
 
-def ingest(work: Work, engine: RolloutEngine, address: Address, message: LinkMessage) -> None:
+def ingest(
+    work: Work,
+    engine: RolloutEngine,
+    presence: Presence,
+    address: Address,
+    message: LinkMessage,
+) -> None:
     """Apply a message. One that cannot be used is logged and changes nothing."""
     if not message.payload:
         return  # a retained slot that was cleared
     try:
-        _apply(work, engine, address, message.payload)
+        _apply(work, engine, presence, address, message.payload)
     except NotTrustedError as error:
         logger.warning("%s of %s is dropped: %s", address.kind, address.device, error)
+    else:
+        if not message.retained and address.kind != "state":
+            presence.heard(address.device)
 
 
-def _apply(work: Work, engine: RolloutEngine, address: Address, payload: bytes) -> None:
+def _apply(
+    work: Work, engine: RolloutEngine, presence: Presence, address: Address, payload: bytes
+) -> None:
     match address.kind:
         case "birth":
             birth = decode(payload, Birth)
             _check(address, birth.device, birth.schema)
             if inventory.apply_birth(work.db, birth, work.now):
+                presence.born(birth.device, birth.boot)
                 work.changed("device", birth.device)
         case "state":
             state = decode(payload, State)
             _check(address, state.device, state.schema)
             if inventory.apply_state(work.db, state, work.now):
                 work.changed("device", state.device)
+            known = inventory.find_device(work.db, state.device)
+            if known is not None and known.boot == state.boot:  # else it is of a boot that is over
+                presence.stated(state.device, known.online, work.now)
         case "reported":
             reported = decode(payload, Reported)
             _check(address, reported.device, reported.schema)

@@ -62,8 +62,8 @@ class Enrol(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 _KINDS: tuple[type, ...] = (
     Problem, Login, Alias, Control, Enrol, Ref,
     views.Change, views.DeviceDetail, views.DeviceRow, views.EventRow, views.FleetHealth,
-    views.Plan, views.Released, views.RolloutDetail, views.RolloutRequest, views.RolloutRow, views.Session,
-    views.VersionDetail, views.VersionRow,
+    views.Plan, views.Released, views.RolloutDetail, views.RolloutRequest, views.RolloutRow,
+    views.Session, views.VersionDetail, views.VersionRow,
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from edgeml.bundle import Bundle
 from edgeml.errors import InputError, NotTrustedError, nearest
 from edgeml.fleet import auth, catalogue, deploy, history, inventory, show, telemetry
 from edgeml.fleet.controller import Controller
+from edgeml.fleet.presence import ONLINE, UNKNOWN
 from edgeml.fleet.registry import Registry
 from edgeml.fleet.rollout import ACTIVE
 from edgeml.fleet.store import Store
@@ -88,6 +89,14 @@ class Services:
         """Whether the broker can be reached now."""
         return self._controller.connected
 
+    @property
+    def lost_for(self) -> float:
+        """For how many seconds the broker has been away; 0 while it is connected."""
+        return self._controller.presence.lost_for(self._controller.clock())
+
+    def _presence(self, device: inventory.Device) -> str:
+        return self._controller.presence.state_of(device)
+
     # -- who asks -------------------------------------------------------------------------------
 
     def login(self, name: str, password: str) -> Session:
@@ -123,7 +132,7 @@ class Services:
         with self._store.read() as db:
             wanted = {state.device: state for state in inventory.all_desired(db, self.fleet)}
             return [
-                show.device_row(device, wanted.get(name))
+                show.device_row(device, wanted.get(name), self._presence(device))
                 for name, device in inventory.all_devices(db).items()
             ]
 
@@ -140,7 +149,9 @@ class Services:
                 hint = nearest(name, known) if known else "no device has connected yet"
                 raise InputError(f"no device '{name}'", hint)
             return DeviceDetail(
-                row=show.device_row(found, inventory.desired_of(db, self.fleet, name)),
+                row=show.device_row(
+                    found, inventory.desired_of(db, self.fleet, name), self._presence(found)
+                ),
                 facts=show.plain(found.facts) if found.facts else {},
                 boot=found.boot,
                 boots=found.boots,
@@ -195,7 +206,7 @@ class Services:
                 raise InputError(f"no rollout '{rollout_id}'", "look at 'edgeml fleet rollouts'")
             return show.rollout_detail(
                 found,
-                inventory.all_devices(db),
+                {n: self._presence(d) for n, d in inventory.all_devices(db).items()},
                 history.decisions(db, rollout_id),
                 self._controller.engine.verdicts.get(rollout_id, ()),
             )
@@ -209,11 +220,14 @@ class Services:
         """Return the fleet at a glance."""
         with self._store.read() as db:
             devices = inventory.all_devices(db).values()
+            here = Counter(self._presence(device) for device in devices)
             return FleetHealth(
                 fleet=self.fleet,
                 broker=self._controller.connected,
                 devices=len(devices),
-                online=sum(device.online for device in devices),
+                online=here[ONLINE],
+                unknown=here[UNKNOWN],
+                broker_lost=self.lost_for,
                 health=dict(
                     Counter(d.reported.health if d.reported else "unknown" for d in devices)
                 ),

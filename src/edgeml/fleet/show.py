@@ -8,6 +8,7 @@ import msgspec
 
 from edgeml.fleet.history import Decision
 from edgeml.fleet.inventory import Device
+from edgeml.fleet.presence import OFFLINE, ONLINE
 from edgeml.fleet.rollout import Part, Rollout, allowed
 from edgeml.fleet.telemetry import StoredEvent, VersionCounts
 from edgeml.fleet.views import (
@@ -29,7 +30,7 @@ from edgeml.stats.buckets import LatencyHistogram
 EMPTY = "empty, waiting for a version"
 
 
-def device_row(device: Device, desired: DesiredState | None) -> DeviceRow:
+def device_row(device: Device, desired: DesiredState | None, presence: str) -> DeviceRow:
     """Return a device as a row."""
     reported = device.reported
     held = reported.slots if reported else {}
@@ -40,7 +41,8 @@ def device_row(device: Device, desired: DesiredState | None) -> DeviceRow:
         slots.append(_slot_row(name, held.get(name), target.ref.version if target else ""))
     return DeviceRow(
         device=device.device,
-        online=device.online,
+        online=presence == ONLINE,
+        presence=presence,
         health=reported.health if reported else "unknown",
         profile=device.profile,
         tags=device.tags,
@@ -138,17 +140,25 @@ def rollout_row(rollout: Rollout) -> RolloutRow:
 
 def rollout_detail(
     rollout: Rollout,
-    devices: dict[str, Device],
+    presence: dict[str, str],
     decisions: list[Decision],
     verdicts: tuple[Verdict, ...],
 ) -> RolloutDetail:
-    """Return a rollout with everything about it."""
+    """Return a rollout with everything about it.
+
+    Args:
+        rollout: The rollout.
+        presence: Device -> ``online``, ``offline`` or ``unknown``.
+        decisions: What was decided.
+        verdicts: What the gates said last.
+    """
     parts = tuple(
         PartRow(
             device=name,
             wave=part.wave + 1,
             state=part.state,
-            online=name in devices and devices[name].online,
+            online=presence.get(name) == ONLINE,
+            presence=presence.get(name, OFFLINE),
             before=part.before.version if part.before else "",
             restored=part.restored,
             detail=_detail(part),

@@ -50,6 +50,8 @@ class DeviceRow(msgspec.Struct, frozen=True, omit_defaults=True):
         health: ``ok``, ``degraded``, ``failing``, or ``unknown`` before its first report.
         generation: Generation that it has accepted.
         wanted: Generation that was written for it.
+        presence: ``online``, ``offline``, or ``unknown`` while the broker cannot be reached, and
+            until the device was heard of after that. Only ``online`` counts as online.
     """
 
     device: str
@@ -63,6 +65,7 @@ class DeviceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     generation: int = 0
     wanted: int = 0
     clock: str = ""
+    presence: str = "offline"
 
 
 class VersionRow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -158,6 +161,8 @@ class FleetHealth(msgspec.Struct, frozen=True, omit_defaults=True):
         broker: Whether the fleet is connected to the broker.
         health: Health -> devices.
         seconds: Length of the time that ``traffic`` looks back.
+        unknown: Devices of which nobody knows whether they are online.
+        broker_lost: For how many seconds the broker has been away; 0 while it is connected.
     """
 
     fleet: str
@@ -169,6 +174,8 @@ class FleetHealth(msgspec.Struct, frozen=True, omit_defaults=True):
     traffic: tuple[TrafficRow, ...] = ()
     active_rollouts: int = 0
     quarantined: int = 0
+    unknown: int = 0
+    broker_lost: float = 0.0
 
 
 class DeviceDetail(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -239,6 +246,7 @@ class PartRow(msgspec.Struct, frozen=True, omit_defaults=True):
     wave: int
     state: str
     online: bool = False
+    presence: str = "offline"
     before: str = ""
     restored: bool = False
     detail: str = ""

@@ -17,13 +17,14 @@ from edgeml.stats.proportion import wilson
 def head(found: DeviceDetail) -> str:
     """Return the heading, and in one line why it is not well."""
     row = found.row
-    aside = look.state("online" if row.online else "offline") + look.state(row.health)
+    aside = look.state(row.presence) + look.state(row.health)
     why = reason_of(row)
     kind = "bad" if row.health == "failing" else "warn"
     said = f'<p class="callout {kind}">{look.icon("warn")}{escape(why)}</p>' if why else ""
     if not row.seen:
         said = look.card("", look.empty(
-            "Known, but never seen. On the device, type:", f"edgeml-agent enrol {row.device}.json"
+            "Known, but never seen. On the device, type:",
+            f"edgeml-agent enrol {row.device}.json --state /var/lib/edgeml",
         ))  # fmt: skip
     return heading(row.device, aside, ("/devices", "Devices")) + said
 

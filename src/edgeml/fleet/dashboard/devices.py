@@ -38,7 +38,7 @@ def grid_row(device: DeviceRow, stats: Stats | None) -> Row:
     more = f" +{len(device.slots) - 1}" if len(device.slots) > 1 else ""
     return {
         "device": device.device,
-        "online": "online" if device.online else "offline",
+        "online": device.presence,
         "health": device.health,
         "profile": device.profile,
         "model": slot.model,
@@ -140,7 +140,7 @@ def filters(seen: Snapshot) -> str:
     counts = (
         ("all", "All", len(devices)),
         ("online", "Online", online),
-        ("offline", "Offline", len(devices) - online),
+        ("offline", "Offline", sum(d.presence == "offline" for d in devices)),
         ("unwell", "Degraded", sum(d.health in {"degraded", "failing"} for d in devices)),
         ("updating", "Updating", sum(main_slot(d).phase not in {"", "idle"} for d in devices)),
     )
@@ -172,5 +172,6 @@ def _none(seen: Snapshot) -> str:
         return ""
     return look.card("", look.empty(
         "No device yet. Make one known, and take the file to it:",
-        "edgeml fleet enrol cam-1 -o cam-1.json\nedgeml-agent enrol cam-1.json",
+        "edgeml fleet enrol cam-1 -o cam-1.json\n"
+        "edgeml-agent enrol cam-1.json --state /var/lib/edgeml",
     ))  # fmt: skip

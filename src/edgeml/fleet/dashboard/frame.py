@@ -82,6 +82,7 @@ class Board:
         self.panel(self._head, "top", tag="header")
         with self.body:
             self.body = ui.element("div").classes("page")
+        self.panel(broker_lost)
         ui.timer(1.0, self.refresh)
 
     def panel(self, draw: Draw, classes: str = "panel", tag: str = "div") -> None:
@@ -160,6 +161,17 @@ class Board:
             f'title="{escape(self.viewer.user.role)}">{who}</span>'
             '<button class="quiet">Log out</button></form></div>'
         )
+
+
+def broker_lost(seen: Snapshot) -> str:
+    """Return the banner that says that nobody knows which devices are online; empty else."""
+    if seen.connected:
+        return ""
+    return (
+        f'<p class="callout bad" role="alert">{icon("warn")}Broker lost '
+        f"{seen.lost_for:.0f} s ago: nobody knows which devices are online. They go on serving, "
+        "and are reached again with the broker.</p>"
+    )
 
 
 def heading(title: str, aside: str = "", above: tuple[str, str] | None = None) -> str:

@@ -34,6 +34,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     Attributes:
         at: Unix seconds.
         connected: Whether the broker can be reached.
+        lost_for: For how many seconds it could not be; 0 while it can.
         stats: Device -> its traffic of the last minute.
         versions_stats: (model, version) -> traffic of the last five minutes.
         curve: Requests per second of the fleet, oldest first.
@@ -42,6 +43,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     at: float
     fleet: str
     connected: bool
+    lost_for: float
     devices: tuple[DeviceRow, ...]
     versions: tuple[VersionRow, ...]
     rollouts: tuple[RolloutRow, ...]
@@ -112,7 +114,9 @@ class Live:
             changed, self._read_all = set(_KINDS), now
         old, services = self._snapshot, self.services
         if old is not None and not changed:
-            self._snapshot = msgspec.structs.replace(old, at=now, connected=services.connected)
+            self._snapshot = msgspec.structs.replace(
+                old, at=now, connected=services.connected, lost_for=services.lost_for
+            )
             return self._snapshot
         try:
             self._traffic.update(now)
@@ -120,6 +124,7 @@ class Live:
                 at=now,
                 fleet=services.fleet,
                 connected=services.connected,
+                lost_for=services.lost_for,
                 devices=old.devices
                 if old and not changed & {"device", "rollout", "broker"}
                 else tuple(services.devices()),

@@ -43,10 +43,16 @@ def tiles(seen: Snapshot) -> str:
         )
     )
     spark = charts.spark([rate for _, rate in seen.curve], "requests per second, 15 minutes")
-    offline = len(devices) - online
+    offline = sum(d.presence == "offline" for d in devices)
+    unknown = len(devices) - online - offline
     cells = (
         _tile("Devices online", f"{online}<small>of {len(devices)}</small>", bar, "/devices"),
-        _tile("Offline", str(offline), "not connected now", kind="off" if offline else ""),
+        _tile(
+            "Offline",
+            str(offline),
+            f"{unknown} unknown" if unknown else "not connected now",
+            kind="off" if offline else "",
+        ),
         _tile(
             "Degraded",
             str(unwell),
@@ -147,7 +153,7 @@ def attention(seen: Snapshot) -> str:
         return look.card("Needs attention", f'<p class="calm">{look.icon("ok")}{told}</p>')
     rows = [
         f'<li><a href="/devices/{escape(d.device)}">{escape(d.device)}</a>'
-        f"{look.state(d.health if d.online else 'offline')}"
+        f"{look.state(d.health if d.online else d.presence)}"
         f'<span class="why">{_why(d)}</span></li>'
         for d in bad[:_SHOWN]
     ]

@@ -187,7 +187,7 @@ def parts(found: RolloutDetail) -> str:
             look.link(f"/devices/{p.device}", p.device),
             str(p.wave),
             look.state(p.state) + (look.state("restored", "back again") if p.restored else ""),
-            "" if p.online else look.state("offline"),
+            "" if p.online else look.state(p.presence),
             escape(p.before or "nothing"),
             f'<span class="why">{escape(p.detail)}</span>',
         )

@@ -104,7 +104,7 @@ window.edgeml = (() => {
   const filters = {
     all: () => true,
     online: (d) => d.online === "online",
-    offline: (d) => d.online !== "online",
+    offline: (d) => d.online === "offline",
     unwell: (d) => d.health === "degraded" || d.health === "failing",
     updating: (d) => Boolean(d.phase && d.phase !== "idle"),
   };
