@@ -1,5 +1,6 @@
 """TUF repository and client: keys, versions, expiry, crashes, concurrency."""
 
+import shutil
 import stat
 import threading
 from datetime import UTC, datetime, timedelta
@@ -226,3 +227,24 @@ def test_an_atomic_write_leaves_the_old_file_or_the_new(tmp_path, monkeypatch):
     write_atomic(path, b"new", 0o600)
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_numbers_after_a_restore_are_above_all_that_was_published(tmp_path):
+    made = TrustRepository.create(tmp_path / "server")
+    client = TrustClient(tmp_path / "client", made.root_bytes, made.metadata)
+    made.add_target("bundles/kws/1.0.0", b"one")
+    shutil.copytree(tmp_path / "server", tmp_path / "copy")
+    for number in range(2, 5):
+        made.add_target(f"bundles/kws/{number}.0.0", b"more")
+    client.refresh()
+    for restored in range(2):  # the same old copy, a second time
+        folder = tmp_path / f"copy-{restored}"
+        shutil.copytree(tmp_path / "copy", folder)
+        again = TrustRepository(folder)
+        late = TrustClient(tmp_path / "client", again.root_bytes, again.metadata)
+        with pytest.raises(NotTrustedError, match="version"):
+            late.refresh()
+        again.outnumber(1_700_000_000 + 1000 * restored)
+        late.refresh()
+        again.add_target("bundles/kws/9.0.0", b"nine")
+        late.refresh()

@@ -265,6 +265,18 @@ def test_enrolment(server, tmp_path, capsys):
     assert (found.device, found.fleet, found.tags) == ("cam-9", "default", {"site": "berlin"})
     assert (found.broker_host, found.broker_port) == server.mqtt
     assert json.loads(found.root)["signed"]["_type"] == "root"
+    said = capsys.readouterr()
+    assert f"edgeml-agent enrol {out.name} --state DIR" in said.out
+    assert "known already" not in said.err
+    assert edgeml(server, "fleet", "enrol", "cam-9", "--out", str(out)) == 0
+    assert "known already, and keeps its tags" in capsys.readouterr().err
+    assert decode_enrolment(out.read_bytes()).tags == {"site": "berlin"}
+    assert edgeml(server, *words[:-1], "site=rome") == 0
+    assert decode_enrolment(out.read_bytes()).tags == {"site": "rome"}
+    odd = ("fleet", "enrol", "cam-8", "--profile", "cpu-x86_64", "--out", str(tmp_path / "x"))
+    assert edgeml(server, *odd) == 2
+    assert "did you mean 'cpu-x86-64'" in capsys.readouterr().err
+    assert "cam-8" not in {row.device for row in server.client.devices()}
     assert edgeml(server, "fleet", "enrol", "a/b", "--out", str(tmp_path / "x")) == 2
     assert (
         edgeml(server, "fleet", "enrol", "x", "--tag", "a=b,c", "--out", str(tmp_path / "x")) == 2

@@ -5,6 +5,7 @@ import collections
 import pytest
 
 from edgeml.errors import GateError, UsageError
+from edgeml.fleet.server import outnumber
 from edgeml.fleet.views import RolloutRequest
 from edgeml.gates import HealthGate, InstallGate, LabelGate
 from edgeml.link.memory import Faults
@@ -287,6 +288,16 @@ def test_a_restored_database_catches_up_with_the_devices(fleet):
     fleet.settle()
     assert device.generation == 41
     assert fleet.services.device("d002").row.wanted == 41
+
+
+def test_orders_after_a_restore_are_above_all_that_were_given(fleet):
+    first(fleet)
+    outnumber(fleet.store, fleet.trust, 1_700_000_000)
+    fleet.close()
+    fleet.open()
+    fleet.settle()
+    assert {d.generation for d in fleet.devices.values()} == {1_700_000_000}
+    assert set(fleet.versions().values()) == {"1.0.0"}
 
 
 def test_messages_in_another_name_or_broken_change_nothing(fleet):

@@ -1,6 +1,7 @@
 """The server's own parts: what ends by accident is started again."""
 
 import contextlib
+import json
 import os
 import pathlib
 import signal
@@ -43,3 +44,13 @@ def test_a_broker_that_dies_is_started_again(tmp_path):
             (again,) = children(process)
             assert again != broker
     assert not pathlib.Path(f"/proc/{again}").exists()
+
+
+def test_an_older_copy_is_numbered_above_what_was_published_since(tmp_path):
+    with fleet_server(tmp_path) as server:
+        assert server.stop() == 0
+        server.start("--after-restore")
+        metadata = server.data / "trust" / "metadata"
+        number = json.loads((metadata / "timestamp.json").read_text())["signed"]["version"]
+        assert number > 1_700_000_000
+        assert {e.kind for e in server.client.events(10)} == {"restore"}

@@ -25,7 +25,7 @@ class FleetProcess:
         self._options = options
         self._mqtt = "127.0.0.1:0"  # the first start chooses a port, later ones keep it
 
-    def start(self):
+    def start(self, *more):
         """Start, and wait until it says that it is ready."""
         command = [
             *_EDGEML,
@@ -40,6 +40,7 @@ class FleetProcess:
             "--mqtt",
             self._mqtt,
             *self._options,
+            *more,
         ]
         self.log = (self.data.parent / "server.log").open("ab")
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log)

@@ -55,6 +55,10 @@ for _command in (deploy, rollouts, rollout, rollback):
     "--keep-days", type=click.FloatRange(1.0, 3650.0), default=14.0, show_default=True,
     help="How long telemetry and events are kept.",
 )  # fmt: skip
+@click.option(
+    "--after-restore", is_flag=True,
+    help="The folder is an older copy: number everything above what was published since.",
+)  # fmt: skip
 @click.option("--fleet", "name", default="default", show_default=True, help="Name of the fleet.")
 @json_option
 def serve(
@@ -64,6 +68,7 @@ def serve(
     broker: str,
     seen_as: str,
     keep_days: float,
+    after_restore: bool,
     name: str,
     as_json: bool,
 ) -> None:
@@ -76,6 +81,7 @@ def serve(
         broker=parse_address(broker, "--broker") if broker else None,
         seen_as=parse_address(seen_as, "--seen-as") if seen_as else None,
         keep_days=keep_days,
+        after_restore=after_restore,
     )
 
     def ready(found: Any) -> None:
@@ -144,7 +150,7 @@ def enrol(
                 f"tag '{tag}' holds a space or a comma", "no selector could name such a device"
             )
         pairs[key] = value
-    data = client.enrol(device, profile, pairs)
+    data, known = client.enrol(device, profile, pairs or None)
     temporary = out.with_name(out.name + ".new")
     try:
         with temporary.open("wb") as stream:
@@ -156,9 +162,12 @@ def enrol(
         temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {out}: {error.strerror}", "choose another --out") from error
     if as_json:
-        show_json({"device": device, "file": str(out)})
-    else:
-        click.echo(f"{out}: on the device, run 'edgeml-agent enrol {out.name}'")
+        show_json({"device": device, "file": str(out), "known": known})
+        return
+    if known:
+        kept = "" if pairs else ", and keeps its tags"
+        click.echo(f"'{device}' was known already{kept}", err=True)
+    click.echo(f"{out}: on the device, run 'edgeml-agent enrol {out.name} --state DIR'")
 
 
 @group.command()

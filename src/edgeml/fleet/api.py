@@ -392,8 +392,8 @@ def _registry_routes(app: FastAPI, services: Services, guard: _Guard) -> None:
 
     @app.post("/api/v1/devices/{device}/enrol", tags=["fleet"])
     async def enrol(device: str, request: Request, user: User = admin) -> Response:
-        """Make a device known; the reply is its enrolment file."""
+        """Make a device known; the reply is its enrolment file (201; 200 when it was known)."""
         asked = await _body(request, Enrol)
         del user
-        data = await run_in_threadpool(services.enrol, device, asked.profile, asked.tags)
-        return Response(data, media_type="application/json")
+        made = await run_in_threadpool(services.enrol, device, asked.profile, asked.tags)
+        return Response(made.file, 200 if made.known else 201, media_type="application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import http.client
 import io
 import tarfile
@@ -58,10 +59,18 @@ class FleetClient:
         """Return one device."""
         return self._get(f"devices/{_quoted(name)}", views.DeviceDetail)
 
-    def enrol(self, device: str, profile: str, tags: Mapping[str, str]) -> bytes:
-        """Make a device known; return its enrolment file."""
-        body = {"profile": profile, "tags": dict(tags)}
-        return self._send("POST", f"devices/{_quoted(device)}/enrol", body)
+    def enrol(
+        self, device: str, profile: str, tags: Mapping[str, str] | None
+    ) -> tuple[bytes, bool]:
+        """Make a device known; return its enrolment file, and whether it was known already.
+
+        Without tags a known device keeps its own.
+        """
+        body = {"profile": profile, "tags": dict(tags) if tags is not None else None}
+        stream = io.BytesIO(msgspec.json.encode(body))
+        path = f"devices/{_quoted(device)}/enrol"
+        status, data = self._exchange("POST", path, stream, "application/json")
+        return data, status != http.HTTPStatus.CREATED
 
     def versions(self, model: str = "") -> list[views.VersionRow]:
         """Return the versions in the registry."""
@@ -132,7 +141,12 @@ class FleetClient:
         )
 
     def _request(self, method: str, path: str, body: IO[bytes] | None, kind: str) -> bytes:
-        """Return the body of a good reply.
+        return self._exchange(method, path, body, kind)[1]
+
+    def _exchange(
+        self, method: str, path: str, body: IO[bytes] | None, kind: str
+    ) -> tuple[int, bytes]:
+        """Return status and body of a good reply.
 
         Raises:
             EdgemlError: What the server said, as the family that it named.
@@ -158,7 +172,7 @@ class FleetClient:
             connection.close()
         if reply.status >= 400:
             raise self._error(reply.status, data)
-        return data
+        return reply.status, data
 
     def _error(self, status: int, data: bytes) -> EdgemlError:
         try:

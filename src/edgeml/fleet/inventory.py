@@ -91,13 +91,22 @@ def find_device(db: sa.Connection, device: str) -> Device | None:
     return _device(row) if row else None
 
 
-def enrol(db: sa.Connection, device: str, profile: str, tags: dict[str, str], now: float) -> None:
-    """Make a device known before it has ever connected; a known one only gets the tags."""
+def enrol(
+    db: sa.Connection, device: str, profile: str, tags: dict[str, str] | None, now: float
+) -> tuple[bool, dict[str, str]]:
+    """Make a device known before it has ever connected; a known one only gets what is new.
+
+    Returns:
+        Whether it was known, and its tags: those that it had when none are given.
+    """
+    before = find_device(db, device)
     _ensure(db, device, now)
-    values: dict[str, Any] = {"tags": text(tags)}
+    labels = tags if tags is not None else (before.tags if before else {})
+    values: dict[str, Any] = {"tags": text(labels)}
     if profile != "auto":
         values["profile"] = profile
     db.execute(_devices.update().where(_devices.c.device == device).values(values))
+    return before is not None, labels
 
 
 def _ensure(db: sa.Connection, device: str, now: float) -> Any:
@@ -253,6 +262,15 @@ def catch_up(db: sa.Connection, device: str, generation: int) -> bool:
     behind = sa.and_(table.c.device == device, table.c.generation < generation)
     done = db.execute(table.update().where(behind).values(generation=generation + 1))
     return bool(done.rowcount)
+
+
+def outnumber(db: sa.Connection, least: int) -> None:
+    """Give every order a generation of at least ``least``: after an old copy was restored."""
+    table = tables.desired
+    for row in db.execute(sa.select(table)).all():
+        generation = max(row.generation + 1, least)
+        mine = table.c.device == row.device
+        db.execute(table.update().where(mine).values(generation=generation))
 
 
 def desired_of(db: sa.Connection, fleet: str, device: str) -> DesiredState | None:

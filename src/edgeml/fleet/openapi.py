@@ -56,7 +56,7 @@ class Enrol(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     """Who a new device is to be."""
 
     profile: str = "auto"
-    tags: dict[str, str] = {}
+    tags: dict[str, str] | None = None
 
 
 _KINDS: tuple[type, ...] = (

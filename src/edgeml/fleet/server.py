@@ -19,6 +19,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -29,7 +30,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from edgeml.errors import EdgemlError, InputError, UsageError
-from edgeml.fleet import auth
+from edgeml.fleet import auth, inventory, telemetry
 from edgeml.fleet.api import create_app
 from edgeml.fleet.blocks import BlockServer
 from edgeml.fleet.broker import EmbeddedBroker, is_loopback
@@ -60,6 +61,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         seen_as: Host and port of the broker as devices see it; the same when None.
         tick: Seconds between two looks at the gates.
         keep_days: How long telemetry and events are kept.
+        after_restore: Whether the folder is an older copy: then all numbers begin anew above
+            whatever was published since it was made.
     """
 
     data: Path
@@ -70,6 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seen_as: tuple[str, int] | None = None
     tick: float = 1.0
     keep_days: float = KEEP_DAYS
+    after_restore: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -110,6 +114,8 @@ class Fleet:
         self._lock = _lock(data)
         self.store = Store.at(data / "fleet.db")
         self.trust = _open_trust(data / "trust")
+        if settings.after_restore:
+            outnumber(self.store, self.trust, int(time.time()))
         self._broker = None
         if settings.broker is None:
             self._broker = EmbeddedBroker(*settings.mqtt, data / "broker")
@@ -199,6 +205,24 @@ class Fleet:
         """Sign the trust metadata anew, long before it ends."""
         while not self._stopping.wait(_REFRESH_SECONDS):
             self.trust.refresh()
+
+
+def outnumber(store: Store, trust: TrustRepository, number: int) -> None:
+    """Raise the versions of trust metadata and the generations of orders to ``number`` and above.
+
+    Devices refuse lower numbers than they have seen, and an older copy has lower ones. Numbers rise
+    by one per push or order, so the seconds since 1970 are above all of them, also above those that
+    an earlier call gave.
+
+    Raises:
+        NotTrustedError: A key that must sign is not here.
+    """
+    trust.outnumber(number)
+    with store.write() as db:
+        inventory.outnumber(db, number)
+        told = f"an older copy was restored: versions and generations begin at {number}"
+        telemetry.add_event(db, "restore", "warning", told, time.time())
+    logger.warning("%s", told)
 
 
 def build_app(fleet: Fleet) -> FastAPI:

@@ -11,12 +11,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import sqlalchemy as sa
 
 from edgeml.bundle import Bundle
-from edgeml.errors import InputError, NotTrustedError, nearest
+from edgeml.errors import InputError, NotTrustedError, ProfileError, nearest
 from edgeml.fleet import auth, catalogue, deploy, history, inventory, show, telemetry
 from edgeml.fleet.controller import Controller
 from edgeml.fleet.presence import ONLINE, UNKNOWN
@@ -40,12 +41,20 @@ from edgeml.fleet.views import (
     VersionRow,
 )
 from edgeml.fleet.work import Work
+from edgeml.hardware import profile_names
 from edgeml.messages.enrolment import Enrolment
 from edgeml.messages.payloads import Ref
 from edgeml.messages.topics import check_name
 
 #: How far back "lately" is, in seconds.
 LATELY = 300.0
+
+
+class Enrolled(NamedTuple):
+    """An enrolment file, and whether the device was known before."""
+
+    file: bytes
+    known: bool
 
 
 class Services:
@@ -304,21 +313,29 @@ class Services:
 
     def enrol(
         self, device: str, profile: str = "auto", tags: dict[str, str] | None = None
-    ) -> bytes:
+    ) -> Enrolled:
         """Make a device known, and return the file that makes a machine into it.
+
+        Args:
+            device: Its id.
+            profile: Hardware profile, or ``auto``.
+            tags: Its tags; None keeps those of a known device.
 
         Raises:
             UsageError: The id cannot stand in a topic.
+            ProfileError: There is no such profile.
         """
         check_name(device, "device")
-        labels = tags or {}
-        self._controller.ask(
-            lambda work: inventory.enrol(work.db, device, profile, labels, work.now)
+        known_profiles = ("auto", *profile_names())
+        if profile not in known_profiles:
+            raise ProfileError(f"unknown profile '{profile}'", nearest(profile, known_profiles))
+        known, labels = self._controller.ask(
+            lambda work: inventory.enrol(work.db, device, profile, tags, work.now)
         )
         host, port = self._broker
         root = self._root().decode()
         made = Enrolment(self.fleet, device, host, port, root, profile, labels)
-        return msgspec.json.format(msgspec.json.encode(made), indent=2)
+        return Enrolled(msgspec.json.format(msgspec.json.encode(made), indent=2), known)
 
     def preview(self, request: RolloutRequest) -> Plan:
         """Return what a rollout would do; see ``deploy.make_plan`` for what it raises."""

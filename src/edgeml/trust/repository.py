@@ -168,6 +168,20 @@ class TrustRepository:
                 self._save(role, document)
             self._publish(force=True)
 
+    def outnumber(self, least: int) -> None:
+        """Sign everything but the root anew, with versions of at least ``least``.
+
+        After an old copy was restored: clients that have seen newer metadata refuse a lower version.
+        The root is left out, because clients take its versions one after the other.
+
+        Raises:
+            NotTrustedError: A key that must sign is not here.
+        """
+        with self._lock:
+            for role in ("targets", DIRECTOR):
+                self._save(role, self._open(role), least)
+            self._publish(force=True, least=least)
+
     def metadata(self, name: str) -> bytes:
         """Return a metadata file, for example ``1.root.json`` or ``timestamp.json``.
 
@@ -188,9 +202,9 @@ class TrustRepository:
     def _open(self, role: str) -> Metadata[Any]:
         return Metadata.from_bytes(self._path(role).read_bytes())
 
-    def _save(self, role: str, document: Metadata[Any]) -> None:
+    def _save(self, role: str, document: Metadata[Any], least: int = 0) -> None:
         """Sign a changed document as the role's next version and store it."""
-        document.signed.version += 1
+        document.signed.version = max(document.signed.version + 1, least)
         document.signed.expires = _expiry(role, self._now())
         document.signatures.clear()
         for signer in self._signers(role):
@@ -199,18 +213,18 @@ class TrustRepository:
             self._metadata / _file_name(role, document.signed.version), document.to_bytes()
         )
 
-    def _publish(self, force: bool = False) -> None:
+    def _publish(self, force: bool = False, least: int = 0) -> None:
         """Bring snapshot and timestamp up to the newest versions of the rest."""
         snapshot = self._open("snapshot")
         newest = {f"{role}.json": self._meta_file(role) for role in ("targets", DIRECTOR)}
         if force or snapshot.signed.meta != newest:
             snapshot.signed.meta = newest
-            self._save("snapshot", snapshot)
+            self._save("snapshot", snapshot, least)
         timestamp = self._open("timestamp")
         meta = self._meta_file("snapshot")
         if force or timestamp.signed.snapshot_meta != meta:
             timestamp.signed.snapshot_meta = meta
-            self._save("timestamp", timestamp)
+            self._save("timestamp", timestamp, least)
 
     def _meta_file(self, role: str) -> MetaFile:
         data = self._path(role).read_bytes()

@@ -78,7 +78,7 @@ class DemoFleet:
         home = self.folder / "devices" / device
         home.mkdir(parents=True)
         file = home / "enrolment.json"
-        file.write_bytes(self.client.enrol(device, profile, tags))
+        file.write_bytes(self.client.enrol(device, profile, tags)[0])
         self.ports[device] = free_port()
         address = f"127.0.0.1:{self.ports[device]}"
         self.processes.run([*AGENT, "enrol", str(file), "--state", str(home), "--http", address])
