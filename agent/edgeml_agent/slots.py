@@ -128,8 +128,8 @@ class BundleStore:
         free = shutil.disk_usage(self._blobs).free
         if wanted and free < 2 * size + MARGIN:
             raise DeviceError(
-                f"{free >> 20} MiB free in {self._blobs}, expected "
-                f"{(2 * size + MARGIN) >> 20} MiB for a download of {max(size / 2**20, 0.1):.1f} MiB"
+                f"{free >> 20} MiB free in {self._blobs}, expected {(2 * size + MARGIN) >> 20} MiB "
+                f"for a download of {max(size / 2**20, 0.1):.1f} MiB"
             )
 
     def verify(self, digest: str) -> None:

@@ -233,6 +233,15 @@ def test_bad_bodies_are_problems(server):
     assert call(server, "GET", "/api/v1/nowhere", headers=held)[0] == 404
 
 
+@pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "PATCH", "DELETE"])
+@pytest.mark.parametrize("path", ["v1/devices", "nowhere"])
+def test_odd_methods_are_answered_in_the_apis_way(server, method, path):
+    status, headers, body = call(server, method, f"/api/{path}")
+    assert status == 404
+    assert headers["content-type"] == "application/problem+json"
+    assert json.loads(body)["exit_code"] == 2
+
+
 def test_the_document_knows_every_route_and_schema(server):
     status, _, data = call(server, "GET", "/api/openapi.json")
     document = json.loads(data)

@@ -171,8 +171,8 @@ class TrustRepository:
     def outnumber(self, least: int) -> None:
         """Sign everything but the root anew, with versions of at least ``least``.
 
-        After an old copy was restored: clients that have seen newer metadata refuse a lower version.
-        The root is left out, because clients take its versions one after the other.
+        After an old copy was restored: clients that have seen newer metadata refuse a lower
+        version. The root is left out, because clients take its versions one after the other.
 
         Raises:
             NotTrustedError: A key that must sign is not here.

@@ -114,7 +114,7 @@ def add_door(app: FastAPI, services: Services) -> None:
 
     @app.api_route(
         "/api/{rest:path}",
-        methods=["GET", "POST", "PUT", "DELETE", "PATCH"],
+        methods=["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE"],
         include_in_schema=False,
     )
     def unknown(rest: str) -> Response:
