@@ -7,7 +7,8 @@ project = "edgeml"
 author = "The edgeml developers"
 copyright = "The edgeml developers"
 release = re.search(
-    r'__version__ = "(.+)"', Path(__file__).parents[1].joinpath("src/edgeml/__init__.py").read_text()
+    r'__version__ = "(.+)"',
+    Path(__file__).parents[1].joinpath("src/edgeml/__init__.py").read_text(),
 ).group(1)
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"

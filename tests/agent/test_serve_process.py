@@ -340,3 +340,15 @@ def test_the_module_is_never_started_without_a_supervisor():
     with process("-m", "edgeml_agent.serve") as child:
         _, error = child.communicate(timeout=30)
         assert child.returncode == 2 and "--control" in error
+
+
+def test_an_address_that_is_taken(tmp_path):
+    bundle = make_bundle(tmp_path)
+    code = "from edgeml_agent.cli import main; main()"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        http = f"127.0.0.1:{taken.getsockname()[1]}"
+        with process("-c", code, "serve", bundle, "--http", http) as child:
+            assert child.wait(30) == 5
+            error, hint = child.stderr.read().splitlines()[-2:]
+    assert error.startswith(f"error: cannot listen on '{http}'")
+    assert hint == "hint: stop the process that uses it, or choose another address"

@@ -261,6 +261,10 @@ def test_more_hostile_files(tmp_path):
         (tmp_path / "x.edgeml").write_bytes(data)
         with pytest.raises(BundleError):
             Bundle.open(tmp_path / "x.edgeml")
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x09" * 300)
+    with pytest.raises(BundleError, match="is not a bundle") as caught:
+        Bundle.open(tmp_path / "model.onnx")
+    assert "edgeml convert" in caught.value.hint
     info = _info("index.json")
     info.size = 1 << 40
     (tmp_path / "x.edgeml").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024)

@@ -161,7 +161,8 @@ class DataPlane:
                     continue
                 message = f"cannot listen on '{what}': {error.strerror or error}"
                 if taken:
-                    raise UnreachableError(message, "another process uses it") from error
+                    hint = "stop the process that uses it, or choose another address"
+                    raise UnreachableError(message, hint) from error
                 raise UsageError(message, "choose another address") from error
 
 

@@ -97,7 +97,7 @@ def check_settings(settings: Settings) -> None:
     if address is not None and not settings.token and not is_loopback(address[0]):
         raise UsageError(
             f"http address '{settings.http}' is open to other machines, and there is no token",
-            "set a token, or listen on 127.0.0.1",
+            "set a token (EDGEML_AGENT_TOKEN or [serve] token), or listen on 127.0.0.1",
         )
 
 

@@ -122,7 +122,7 @@ class TarStore:
         except (tarfile.HeaderError, ValueError) as error:
             raise BundleError(
                 f"{self._path} is not a bundle, or is cut short: {error}",
-                "a bundle is a folder, or one tar NAME-VERSION.edgeml",
+                "give a folder or a NAME-VERSION.edgeml; 'edgeml convert' makes one from a model",
             ) from error
 
     def _take(self, info: tarfile.TarInfo, start: int, stream: BinaryIO) -> None:

@@ -244,7 +244,9 @@ class Demo:
                 f"quarantined: {bad}; expected none, none and ['3.0.0']",
                 f"read the logs in {self.out / 'logs'}",
             )
-        self.account.good("3.0.0 is quarantined by its digest: no rollout can bring it back")
+        self.account.good(
+            "3.0.0 is quarantined by its digest: no rollout brings it back until people lift that"
+        )
         self.account.line(f"{self.out / 'summary.json'}, {summary.seconds:.0f} s in all")
         return summary
 
