@@ -187,7 +187,7 @@ def test_a_rollback_says_why(page, server, swarm):
     assert page.evaluate("window.same")
     page.goto(server.url + "/models")
     quarantined = page.locator(".version", has_text="3.0.0")
-    expect(quarantined).to_contain_text("never runs again: labels gate")
+    expect(quarantined).to_contain_text("must not run: labels gate")
 
 
 def test_a_device_tells_its_story(page, server, swarm):
