@@ -56,6 +56,15 @@ def test_old_windows_go():
     assert not traffic.curve(1001.0 + KEPT)
 
 
+def test_a_device_without_traffic_has_no_rate():
+    traffic = Traffic(Windows(window()))
+    traffic.update(1001.0)
+    assert traffic.devices(1030.0)["a"].rate == 10.0
+    quiet = traffic.devices(1080.0)["a"]
+    assert quiet.rate == 0.0
+    assert 4.0 <= quiet.p50_ms <= 4.0 * 1.19
+
+
 def test_the_curve_spreads_a_window_over_its_time():
     traffic = Traffic(Windows(*(window(sequence=i, received=1000.0 + 10 * i) for i in range(12))))
     traffic.update(1111.0)

@@ -188,7 +188,7 @@ def parts(found: RolloutDetail) -> str:
             str(p.wave),
             look.state(p.state) + (look.state("restored", "back again") if p.restored else ""),
             "" if p.online else look.state(p.presence),
-            escape(p.before or "nothing"),
+            escape(p.before or ("-" if p.state == "waiting" else "nothing")),
             f'<span class="why">{escape(p.detail)}</span>',
         )
         for p in _sorted(found.devices)

@@ -86,13 +86,20 @@ class Traffic:
                 del self._kept[device]
 
     def devices(self, now: float) -> dict[str, Stats]:
-        """Return device -> what it did in the last minute (or in its newest window)."""
+        """Return device -> what it did in the last minute, or in its newest window before that.
+
+        A device without traffic sends no windows: its latencies stay those of its newest one, its
+        rate is 0 once the next one is overdue.
+        """
         found = {}
         for device, kept in self._kept.items():
-            lately = [w for w in kept if w.received > now - NOW] or [kept[-1]]
-            if lately[-1].received > now - KEPT / 3:
-                seconds = sum(w.seconds for w in lately)
-                found[device] = _sum(lately, seconds)
+            newest = kept[-1]
+            lately = [w for w in kept if w.received > now - NOW] or [newest]
+            if newest.received <= now - KEPT / 3:
+                continue
+            stats = _sum(lately, sum(w.seconds for w in lately))
+            overdue = newest.received + max(NOW, 2 * newest.seconds) < now
+            found[device] = msgspec.structs.replace(stats, rate=0.0) if overdue else stats
         return found
 
     def versions(self, now: float, seconds: float = 300.0) -> dict[tuple[str, str], Stats]:
