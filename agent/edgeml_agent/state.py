@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgeml.errors import DeviceError
+from edgeml.errors import DeviceError, UsageError
 from edgeml_agent import durable
 from edgeml_agent.transitions import DeviceState
 
@@ -88,7 +88,8 @@ class FolderLock:
         """Take the folder.
 
         Raises:
-            DeviceError: Another agent has it, or it may not be entered.
+            UsageError: Another agent has it.
+            DeviceError: It may not be entered.
         """
         path = folder / "lock"
         try:
@@ -104,7 +105,7 @@ class FolderLock:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._handle)
-            raise DeviceError(
+            raise UsageError(
                 f"another agent uses {folder}", "see 'edgeml-agent status', or stop it first"
             ) from error
 
@@ -120,6 +121,6 @@ def in_use(folder: Path) -> bool:
         return False
     try:
         FolderLock(folder).close()
-    except DeviceError:
+    except (DeviceError, UsageError):
         return True
     return False

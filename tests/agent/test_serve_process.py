@@ -348,7 +348,7 @@ def test_an_address_that_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         http = f"127.0.0.1:{taken.getsockname()[1]}"
         with process("-c", code, "serve", bundle, "--http", http) as child:
-            assert child.wait(30) == 5
+            assert child.wait(30) == 2
             error, hint = child.stderr.read().splitlines()[-2:]
     assert error.startswith(f"error: cannot listen on '{http}'")
     assert hint == "hint: stop the process that uses it, or choose another address"

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from edgeml.errors import UnreachableError, UsageError
+from edgeml.errors import UsageError
 from edgeml_agent.serve.control import ControlServer
 from edgeml_agent.serve.engine import Engine
 from edgeml_agent.serve.http import Connection, Limits, Peers
@@ -77,7 +77,6 @@ class DataPlane:
 
         Raises:
             UsageError: An address cannot be bound.
-            UnreachableError: An address is taken, and stays so.
         """
         settings = self._settings
         address = settings.address()
@@ -147,8 +146,7 @@ class DataPlane:
         """Listen; wait a moment for a process that is about to leave the address.
 
         Raises:
-            UnreachableError: It stays taken.
-            UsageError: It is no address of this machine, or may not be used.
+            UsageError: It stays taken, is no address of this machine, or may not be used.
         """
         end = self._loop.time() + _BIND_SECONDS
         while True:
@@ -160,10 +158,8 @@ class DataPlane:
                     await asyncio.sleep(0.05)
                     continue
                 message = f"cannot listen on '{what}': {error.strerror or error}"
-                if taken:
-                    hint = "stop the process that uses it, or choose another address"
-                    raise UnreachableError(message, hint) from error
-                raise UsageError(message, "choose another address") from error
+                stop = "stop the process that uses it, or " if taken else ""
+                raise UsageError(message, f"{stop}choose another address") from error
 
 
 def run_loop(main: Callable[[], Awaitable[None]]) -> None:
