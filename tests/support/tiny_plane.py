@@ -4,7 +4,7 @@
 What a version does is in its name: ``-golden`` fails its golden samples, ``-load`` does not load,
 ``-crash`` ends the process when it is staged, ``-trial`` ends it in the trial, ``-loop`` ends it
 whenever it is asked for counts, ``-errors`` answers most requests with an error. It ends when the
-supervisor hangs up.
+supervisor hangs up, or dies before it has called.
 """
 
 import hashlib
@@ -79,7 +79,16 @@ def main():
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.bind(sys.argv[1])
     server.listen(1)
-    connection, _ = server.accept()
+    server.settimeout(0.5)
+    parent = os.getppid()
+    while True:
+        try:
+            connection, _ = server.accept()
+            break
+        except TimeoutError:
+            if os.getppid() != parent or parent == 1:
+                return
+    connection.settimeout(None)
     with connection, connection.makefile("rwb") as stream:
         for line in stream:
             request = json.loads(line)
