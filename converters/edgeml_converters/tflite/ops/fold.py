@@ -10,8 +10,9 @@ of one pixel, and the kernel likewise:
 The kernel is filled up with zero weights, before its first row and column as well, so that the
 padding becomes whole blocks. The same integers are multiplied, so nothing changes but the speed.
 It is done only where TFLite's own SAME or VALID then pads right: an explicit PAD over small rows
-costs more than is gained. (First layer of the keyword DS-CNN, 10 x 4 over one channel: 12.7 us as
-it is, 4.5 us folded with LiteRT 2.3.0 on an AVX-512 VNNI processor.)
+costs more than is gained. (For the keyword
+DS-CNN, whose first layer is 10 x 4 over one channel, ``edgeml convert`` printed 48 us before and
+41 us after, for the whole model, with LiteRT 2.3.0 on an AVX-512 VNNI processor.)
 """
 
 from __future__ import annotations
