@@ -33,9 +33,7 @@ def check_profile(profile: HardwareProfile) -> None:
         raise MissingPackageError(
             f"profile '{profile.name}' needs the target '{profile.target}'{by}, which is not built "
             f"yet (built: {', '.join(sorted(built))})",
-            f"pip install 'edgeml-kit[{compiler.extra}]' once it is"
-            if compiler.extra
-            else "see the change log",
+            "choose a profile whose target is built: see 'edgeml profiles'",
         )
     known = table("runtimes")
     for name in profile.runtimes:
