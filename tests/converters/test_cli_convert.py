@@ -96,6 +96,8 @@ def test_an_interrupted_run_leaves_nothing(folder, number):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(temporary)},
+        # Whoever started the tests may ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     told = [child.stderr.readline() for _ in range(2)]  # the first file is built
     child.send_signal(number)

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 TINY_PLANE = Path(__file__).with_name("tiny_plane.py")
@@ -41,9 +42,12 @@ class AgentForks:
         request = {"do": "start", "config": str(config), "points": str(points), "kill": kill_at}
         return self._ask(request)["pid"]
 
-    def wait(self, pid: int) -> int:
-        """Wait for an agent's end; return its exit code, negative for a signal."""
-        return self._ask({"do": "wait", "pid": pid})["code"]
+    def wait(self, pid: int, seconds: float = 60.0) -> int | None:
+        """Wait for an agent's end; return its exit code, negative for a signal.
+
+        An agent that has not ended in time is killed, and the answer is None.
+        """
+        return self._ask({"do": "wait", "pid": pid, "seconds": seconds})["code"]
 
     def stop(self, pid: int) -> int:
         """Stop an agent gracefully."""
@@ -75,15 +79,27 @@ def _serve():
             children.add(pid)
             reply = {"pid": pid}
         elif request["do"] == "wait":
-            _, status = os.waitpid(request["pid"], 0)
+            reply = {"code": _reap(request["pid"], request["seconds"])}
             children.discard(request["pid"])
-            reply = {"code": os.waitstatus_to_exitcode(status)}
         sys.stdout.write(json.dumps(reply) + "\n")
         sys.stdout.flush()
     for pid in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+def _reap(pid, seconds):
+    """Wait for a child; kill it, and return None, when it takes too long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
 
 
 def _agent(config_path, points, kill_at):
