@@ -25,7 +25,7 @@ from edgeml_converters.candidates import (
 )
 from edgeml_converters.choose import Choice, choose
 from edgeml_converters.judge import Judge
-from edgeml_converters.recipes import BASELINE, baseline_allowed, known_recipes, recipes_for
+from edgeml_converters.recipes import BASELINE, PRECISIONS, Plan, baseline_allowed, recipes_for
 from edgeml_converters.results import AtThreads, Candidate, ProfileResult, Standing
 from edgeml_converters.rules import problem
 from edgeml_converters.source import Source
@@ -37,20 +37,22 @@ class Effort(msgspec.Struct, frozen=True):
     """How much work a search does.
 
     Attributes:
+        name: How the user asks for it.
         samples: Most test samples that are run; 0 for all.
         rounds: Of the measurement.
         budget_s: Seconds of measurement after which no new round starts.
     """
 
+    name: str
     samples: int
     rounds: int
     budget_s: float
 
 
 EFFORTS = {
-    "quick": Effort(500, 15, 10.0),
-    "normal": Effort(2000, 40, 60.0),
-    "thorough": Effort(0, 150, 300.0),
+    "quick": Effort("quick", 500, 15, 10.0),
+    "normal": Effort("normal", 2000, 40, 60.0),
+    "thorough": Effort("thorough", 0, 150, 300.0),
 }
 
 
@@ -108,7 +110,16 @@ def search(
     misfit = fits(profile, facts)
     isa = profile.match.isa if misfit else facts.isa
     has_data = judge.metric is not None
-    trials = make_trials(recipes_for(profile, isa, source.ops, has_data))
+    plan = Plan(
+        profile,
+        profile.int8_rule(isa) or Int8Rule(),
+        tuple(isa),
+        frozenset(source.ops),
+        has_data,
+        effort.name,
+        objective,
+    )
+    trials = make_trials(recipes_for(plan))
     base, others = trials[:1], trials[1:]
     build_all(base, bench, tell)
     check_all(base, bench, tell)
@@ -251,9 +262,7 @@ def _warnings(
         warnings.append(
             f"{bench.threads} threads on {facts.cores} cores: they wait for one another"
         )
-    absent = sorted(
-        set(profile.precisions) - {recipe.precision for recipe in known_recipes(Int8Rule())}
-    )
+    absent = sorted(set(profile.precisions) - PRECISIONS)
     if absent:
         warnings.append(f"no recipe gives {', '.join(absent)} yet, so it was not tried")
     return tuple(warnings)

@@ -127,7 +127,7 @@ def test_a_device_from_its_enrolment_on(device):
             except (AssertionError, OSError) as error:
                 faults.append(error)
 
-    thread = threading.Thread(target=traffic)
+    thread = threading.Thread(target=traffic, daemon=True)
     thread.start()
     fleet.wait_outcome(fleet.deploy(second, seconds=1.0, requests=20), "committed", seconds=60)
     stop.set()

@@ -1,0 +1,52 @@
+"""All families of recipes, and which of their recipes a profile tries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from edgeml.hardware import HardwareProfile
+from edgeml_converters.recipes import dynamic, plain, portable, static
+from edgeml_converters.recipes.base import EFFORTS, SOURCE, Plan, Recipe
+
+#: A family yields the recipes that make sense for a plan, in the order of their worth.
+FAMILIES: tuple[Callable[[Plan], Iterable[Recipe]], ...] = (
+    plain.recipes,
+    static.recipes,
+    dynamic.recipes,
+    portable.recipes,
+)
+#: Target of a profile -> targets of the recipes that its devices can run.
+_TARGETS = {"cpu": {"cpu", "tflite-cpu"}}
+
+
+def recipes_for(plan: Plan) -> tuple[tuple[Recipe, tuple[str, ...]], ...]:
+    """Return the recipes that make sense, each with the runtimes to try it on.
+
+    The source as it is on onnxruntime is always there, to compare with, also where the profile
+    cannot use it.
+    """
+    profile = plan.profile
+    targets = _TARGETS.get(profile.target, {profile.target})
+    found: list[tuple[Recipe, tuple[str, ...]]] = []
+    for recipe in (recipe for family in FAMILIES for recipe in family(plan)):
+        sensible = (
+            recipe.precision in profile.precisions
+            and (recipe.precision == "fp32" or plan.has_data)
+            and recipe.target in targets
+            and EFFORTS.index(recipe.effort) <= EFFORTS.index(plan.effort)
+        )
+        names = [name for name in profile.runtimes if name in recipe.options and sensible]
+        if recipe.name == SOURCE and "onnxruntime" not in names:
+            names = ["onnxruntime", *names]
+        if names:
+            found.append((recipe, tuple(names)))
+    return tuple(found)
+
+
+def baseline_allowed(profile: HardwareProfile) -> bool:
+    """Tell whether a device of this profile can run the source as it is."""
+    return (
+        "onnxruntime" in profile.runtimes
+        and "fp32" in profile.precisions
+        and profile.target == "cpu"
+    )
