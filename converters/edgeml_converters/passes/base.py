@@ -3,6 +3,9 @@
 A pass never changes the model that it was given, says what it did, and raises ModelError when it
 cannot do it. It gets everything that it needs by its constructor (options) and by the context
 (data, seed): the same three give the same bytes.
+
+What a pass needs and what it promises are words of this module. They are checked, for every pass
+in the table: without what it needs a pass raises ModelError, and its promises hold.
 """
 
 from __future__ import annotations
@@ -13,6 +16,30 @@ import msgspec
 import onnx
 
 from edgeml.tensors import Array
+
+#: Need: calibration data for every input.
+CALIBRATION = "calibration"
+#: Need: operator set 13 or newer.
+OPSET13 = "opset13"
+#: Need: a float model, not one that is quantised already.
+FLOAT = "float"
+#: All words for needs.
+NEEDS = frozenset({CALIBRATION, OPSET13, FLOAT})
+
+#: Promise: names, types and axes of inputs and outputs stay.
+SIGNATURE = "signature"
+#: Promise: the outputs stay, but for float rounding.
+VALUES = "values"
+#: Promise: operators of no further domain come in.
+STANDARD = "standard"
+#: Promise: something in the result is computed or stored in 8 bits.
+INT8 = "int8"
+#: Promise: what is stored takes no more bytes than before.
+SMALLER = "smaller"
+#: Promise: applied to its own result it changes nothing.
+IDEMPOTENT = "idempotent"
+#: All words for promises.
+PROMISES = frozenset({SIGNATURE, VALUES, STANDARD, INT8, SMALLER, IDEMPOTENT})
 
 
 class PassContext(msgspec.Struct, frozen=True):
@@ -44,13 +71,21 @@ class PassResult(msgspec.Struct, frozen=True):
 
 
 class Pass(Protocol):
-    """One step; see the module."""
+    """One step; see the module.
+
+    Attributes:
+        name: Its name in the table of passes.
+        needs: Words of ``NEEDS``.
+        promises: Words of ``PROMISES``.
+    """
 
     name: str
+    needs: frozenset[str]
+    promises: frozenset[str]
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its options, for the lineage (JSON values only)."""
+        """Its options (JSON values only); the constructor makes the same pass of them."""
         ...
 
     def run(self, model: onnx.ModelProto, context: PassContext) -> PassResult:

@@ -10,7 +10,14 @@ from onnx import helper, version_converter
 
 from edgeml.errors import DeviceError, ModelError, RequestError
 from edgeml_converters.model import run_model
-from edgeml_converters.passes.base import PassContext, PassResult
+from edgeml_converters.passes.base import (
+    IDEMPOTENT,
+    SIGNATURE,
+    STANDARD,
+    VALUES,
+    PassContext,
+    PassResult,
+)
 from edgeml_converters.passes.shapes import real_inputs
 from edgeml_converters.source.checks import opset_of
 
@@ -24,6 +31,8 @@ class UpgradeOpset:
     """Bring the standard operator set to at least a version, and check that nothing changed."""
 
     name = "upgrade_opset"
+    needs: frozenset[str] = frozenset()
+    promises: frozenset[str] = frozenset({SIGNATURE, VALUES, STANDARD, IDEMPOTENT})
 
     def __init__(self, opset: int = 17) -> None:
         """Take the lowest version to leave."""

@@ -11,7 +11,15 @@ from typing import Any
 import onnx
 
 from edgeml.errors import ModelError
-from edgeml_converters.passes.base import PassContext, PassResult
+from edgeml_converters.passes.base import (
+    FLOAT,
+    INT8,
+    OPSET13,
+    SIGNATURE,
+    STANDARD,
+    PassContext,
+    PassResult,
+)
 from edgeml_converters.passes.quantize import prepared, quantise
 from edgeml_converters.source.checks import count_ops
 
@@ -20,6 +28,8 @@ class QuantizeDynamic:
     """Quantise the weights of MatMul and Gemm; needs no data."""
 
     name = "quantize_dynamic"
+    needs: frozenset[str] = frozenset({OPSET13, FLOAT})
+    promises: frozenset[str] = frozenset({SIGNATURE, STANDARD, INT8})
 
     def __init__(self, per_channel: bool = True, reduce_range: bool = False) -> None:
         """Choose the scheme.

@@ -14,7 +14,14 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgeml.errors import ModelError
-from edgeml_converters.passes.base import PassContext, PassResult
+from edgeml_converters.passes.base import (
+    CALIBRATION,
+    INT8,
+    SIGNATURE,
+    STANDARD,
+    PassContext,
+    PassResult,
+)
 from edgeml_converters.passes.portable import parameters as rules
 from edgeml_converters.passes.portable.ranges import observe
 from edgeml_converters.tflite.graph import CLAMPABLE, CLAMPS, attributes
@@ -28,11 +35,13 @@ class QuantizePortable:
     """Quantise the whole model to int8, once, for every consumer."""
 
     name = "quantize_portable"
+    needs: frozenset[str] = frozenset({CALIBRATION})
+    promises: frozenset[str] = frozenset({SIGNATURE, STANDARD, INT8})
 
     @property
     def options(self) -> dict[str, Any]:
         """It has none: the scheme is fixed by its consumers."""
-        return {"activations": "int8", "weights": "int8 per channel", "calibration": "minmax"}
+        return {}
 
     def run(self, model: onnx.ModelProto, context: PassContext) -> PassResult:
         """Apply it.

@@ -15,7 +15,16 @@ import onnx
 
 from edgeml.errors import ModelError, UsageError, nearest
 from edgeml.tensors import Array
-from edgeml_converters.passes.base import PassContext, PassResult
+from edgeml_converters.passes.base import (
+    CALIBRATION,
+    FLOAT,
+    INT8,
+    OPSET13,
+    SIGNATURE,
+    STANDARD,
+    PassContext,
+    PassResult,
+)
 from edgeml_converters.passes.quantize import prepared, quantise
 from edgeml_converters.passes.shapes import real_inputs
 
@@ -29,6 +38,8 @@ class QuantizeStatic:
     """Quantise what onnxruntime can run in 8 bits; see the module."""
 
     name = "quantize_static"
+    needs: frozenset[str] = frozenset({CALIBRATION, OPSET13, FLOAT})
+    promises: frozenset[str] = frozenset({SIGNATURE, STANDARD, INT8})
 
     def __init__(
         self,

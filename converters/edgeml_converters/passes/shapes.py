@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from edgeml.errors import ModelError, nearest
-from edgeml_converters.passes.base import PassContext, PassResult
+from edgeml_converters.passes.base import IDEMPOTENT, STANDARD, VALUES, PassContext, PassResult
 
 
 def real_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -98,6 +98,8 @@ class FixShapes:
     """Fix the inputs to given shapes."""
 
     name = "fix_shapes"
+    needs: frozenset[str] = frozenset()
+    promises: frozenset[str] = frozenset({VALUES, STANDARD, IDEMPOTENT})
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Take input name -> shape; -1 leaves an axis as it is."""
@@ -123,6 +125,8 @@ class FixBatch:
     """Fix axis 0 of every input where it is variable."""
 
     name = "fix_batch"
+    needs: frozenset[str] = frozenset()
+    promises: frozenset[str] = frozenset({VALUES, STANDARD, IDEMPOTENT})
 
     def __init__(self, batch: int = 1) -> None:
         """Take the number of samples per run."""

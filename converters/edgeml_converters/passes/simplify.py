@@ -10,7 +10,14 @@ import onnx
 
 from edgeml.errors import ModelError
 from edgeml_converters.model import model_bytes, signature
-from edgeml_converters.passes.base import PassContext, PassResult
+from edgeml_converters.passes.base import (
+    IDEMPOTENT,
+    SIGNATURE,
+    STANDARD,
+    VALUES,
+    PassContext,
+    PassResult,
+)
 from edgeml_converters.source.checks import count_ops
 
 
@@ -18,6 +25,8 @@ class Simplify:
     """Graph optimisation of onnxruntime at its basic level, which keeps to standard operators."""
 
     name = "simplify"
+    needs: frozenset[str] = frozenset()
+    promises: frozenset[str] = frozenset({SIGNATURE, VALUES, STANDARD, IDEMPOTENT})
 
     @property
     def options(self) -> dict[str, Any]:
