@@ -15,6 +15,10 @@ called 57 to 60 % different (a bootstrap's 62 to 65 %), the widened one at most 
 proved to be one busy thread (in their quiet rounds processor time equals wall time) and other
 work took the processor from it: then on processor time, which that work does not change.
 ``Ratio.clock`` says which.
+
+**Where a candidate runs** is the caller's choice: ``interleave`` calls functions of this process,
+``round_robin`` visits anything that gives a ``Block`` back, such as a process of its own that is
+parked while others run.
 """
 
 from __future__ import annotations
@@ -53,11 +57,13 @@ class Timing:
         samples: Wall time of every single call, in seconds.
         wall: Median wall time of a call, for each round, in seconds.
         cpu: Mean processor time of a call (all threads), for each round, in seconds.
+        joules: Mean energy of a call, for each round; None without a counter.
     """
 
     samples: Seconds
     wall: Seconds
     cpu: Seconds
+    joules: npt.NDArray[np.float64] | None = None
 
     @property
     def p50(self) -> float:
@@ -77,6 +83,20 @@ class Timing:
     def latency_ms(self) -> dict[str, float]:
         """Return the percentiles in milliseconds, as reports show them."""
         return {"p50": self.p50 * 1e3, "p95": self.p95 * 1e3, "p99": self.p99 * 1e3}
+
+
+class Block(msgspec.Struct, frozen=True):
+    """What one visit to a candidate gave.
+
+    Attributes:
+        walls: Wall time of every call, in seconds.
+        cpu: Mean processor time of a call (all threads), in seconds.
+        joules: Mean energy of a call; None without a counter.
+    """
+
+    walls: tuple[float, ...]
+    cpu: float
+    joules: float | None = None
 
 
 class Ratio(msgspec.Struct, frozen=True):
@@ -130,12 +150,39 @@ def interleave(
     Raises:
         UsageError: Too few rounds.
     """
+    calls = {name: settle(run, min_block_s) for name, run in runs.items()}
+    visits = {name: lambda run=run, n=calls[name]: visit(run, n) for name, run in runs.items()}
+    return round_robin(visits, rounds=rounds, budget_s=budget_s, seed=seed)
+
+
+def round_robin(
+    visits: Mapping[str, Callable[[], Block]],
+    *,
+    rounds: int = 30,
+    budget_s: float | None = None,
+    seed: int = 0,
+    each: Callable[[int], object] | None = None,
+) -> dict[str, Timing]:
+    """Visit several candidates in the same rounds, wherever they run.
+
+    Args:
+        visits: Name -> one visit of the candidate.
+        rounds: How often each is visited; at least ``LEAST_ROUNDS``.
+        budget_s: Stop after this long, though not before ``LEAST_ROUNDS`` rounds.
+        seed: Of the order inside the rounds.
+        each: Called after every round with the number of rounds done.
+
+    Returns:
+        Name -> timing, in the order of ``visits``.
+
+    Raises:
+        UsageError: Too few rounds.
+    """
     if rounds < LEAST_ROUNDS:
         raise UsageError(f"{rounds} rounds, expected at least {LEAST_ROUNDS}")
     started = time.perf_counter()
-    calls = {name: _calls(run, min_block_s) for name, run in runs.items()}
-    blocks: dict[str, list[tuple[list[float], float]]] = {name: [] for name in runs}
-    order = list(runs)
+    blocks: dict[str, list[Block]] = {name: [] for name in visits}
+    order = list(visits)
     dice = random.Random(seed)
     collecting = gc.isenabled()
     gc.disable()
@@ -146,15 +193,17 @@ def interleave(
                 break
             dice.shuffle(order)
             for name in order:
-                blocks[name].append(_block(runs[name], calls[name]))
+                blocks[name].append(visits[name]())
             gc.collect(0)
+            if each is not None:
+                each(done + 1)
     finally:
         if collecting:
             gc.enable()
     return {name: _timing(found) for name, found in blocks.items()}
 
 
-def _calls(run: Callable[[], object], min_block_s: float) -> int:
+def settle(run: Callable[[], object], min_block_s: float = 0.002) -> int:
     """Return how many calls make a block; the first call is not counted, for it sets things up."""
     run()
     best = math.inf
@@ -165,30 +214,41 @@ def _calls(run: Callable[[], object], min_block_s: float) -> int:
     return min(max(math.ceil(min_block_s / max(best, 1e-9)), 1), _MOST_CALLS)
 
 
-def _block(run: Callable[[], object], calls: int) -> tuple[list[float], float]:
-    """Return the wall time of every call of one visit, and the processor time of one call.
+def visit(
+    run: Callable[[], object], calls: int, joules: Callable[[], float] | None = None
+) -> Block:
+    """Call a candidate some times and tell what that took.
 
     A block of short calls starts with one that is not counted: it finds the caches full of
     another candidate's data, which a device that serves one model never does.
+
+    Args:
+        run: One run of the candidate.
+        calls: How many calls are counted.
+        joules: Energy used so far; None without a counter.
     """
     if calls > 1:
         run()
     clock = time.perf_counter
     walls: list[float] = []
+    energy = joules() if joules else 0.0
     cpu = time.process_time()
     for _ in range(calls):
         start = clock()
         run()
         walls.append(clock() - start)
-    return walls, (time.process_time() - cpu) / calls
+    used = time.process_time() - cpu
+    return Block(tuple(walls), used / calls, (joules() - energy) / calls if joules else None)
 
 
-def _timing(blocks: list[tuple[list[float], float]]) -> Timing:
+def _timing(blocks: list[Block]) -> Timing:
     """Fold the blocks of one candidate."""
+    joules = [block.joules for block in blocks if block.joules is not None]
     return Timing(
-        samples=np.concatenate([np.asarray(walls) for walls, _ in blocks]),
-        wall=np.asarray([np.median(walls) for walls, _ in blocks]),
-        cpu=np.asarray([cpu for _, cpu in blocks]),
+        samples=np.concatenate([np.asarray(block.walls) for block in blocks]),
+        wall=np.asarray([np.median(block.walls) for block in blocks]),
+        cpu=np.asarray([block.cpu for block in blocks]),
+        joules=np.asarray(joules) if len(joules) == len(blocks) else None,
     )
 
 
@@ -225,11 +285,29 @@ def speedup(baseline: Timing, other: Timing, clock: Clock | None = None) -> Rati
         )
     used = clock or choose_clock(baseline, other)
     above, below = (t.cpu if used == "cpu" else t.wall for t in (baseline, other))
+    return _ratio(above, below, used)
+
+
+def saving(baseline: Timing, other: Timing) -> Ratio | None:
+    """Return how many times less energy ``other`` takes; None without a counter.
+
+    Raises:
+        UsageError: They are not from the same rounds.
+    """
+    if baseline.joules is None or other.joules is None:
+        return None
+    if len(baseline.joules) != len(other.joules):
+        raise UsageError("energies of different numbers of rounds cannot be compared")
+    return _ratio(baseline.joules, other.joules, "wall")
+
+
+def _ratio(above: Seconds, below: Seconds, clock: Clock) -> Ratio:
+    """Return the median ratio of the rounds with the widened interval of the sign test."""
     ratios = np.sort(above / np.maximum(below, 1e-12))
     low, high = sign_interval(len(ratios))
     wide = 1.0 + COPIES
     return Ratio(
-        float(np.median(ratios)), float(ratios[low]) / wide, float(ratios[high]) * wide, used
+        float(np.median(ratios)), float(ratios[low]) / wide, float(ratios[high]) * wide, clock
     )
 
 
