@@ -10,10 +10,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs clean tools
+.PHONY: help demo test test-mlflow lint format bench docs clean tools
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 $(VENV)/made:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 found"; \
@@ -42,6 +42,12 @@ tools: $(VENV)/dev ## Install what the tests need and pip cannot bring
 # loadfile, not loadgroup: pytest-xdist 3.8 does not see groups with pytest 9.2.
 test: tools ## Run all tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# A real MLflow server is too heavy for the developers' environment (record 20): it gets its own.
+test-mlflow: $(VENV)/dev ## Run the tests of tracking against a real MLflow server
+	@test -x build/mlflow/bin/mlflow || { $(BIN)/python -m venv build/mlflow && \
+		build/mlflow/bin/pip install --quiet --disable-pip-version-check 'mlflow>=3'; }
+	@$(BIN)/python -m tests.support.mlflow_real build/mlflow/bin/mlflow
 
 lint: $(VENV)/dev ## Check style, types and layers
 	@$(BIN)/ruff check .

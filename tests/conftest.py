@@ -1,5 +1,7 @@
 """What every test shares."""
 
+import os
+
 import pytest
 
 from tests.support.corpus import CORPUS
@@ -8,10 +10,13 @@ _left_out: list[str] = []
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect what needs the corpus where there is none; the end of the run lists it."""
-    if CORPUS.is_dir():
-        return
-    out = [item for item in items if item.get_closest_marker("corpus")]
+    """Deselect what needs the corpus, or a real MLflow, where there is none; the end lists it."""
+    absent = {
+        "corpus": not CORPUS.is_dir(),
+        "mlflow": not os.environ.get("EDGEML_TEST_MLFLOW"),
+    }
+    marks = [name for name, gone in absent.items() if gone]
+    out = [item for item in items if any(item.get_closest_marker(mark) for mark in marks)]
     if out:
         _left_out.extend(item.nodeid for item in out)
         config.hook.pytest_deselected(items=out)
@@ -21,7 +26,9 @@ def pytest_collection_modifyitems(config, items):
 def pytest_terminal_summary(terminalreporter):
     """List what was deselected, and why."""
     if _left_out:
-        terminalreporter.section("deselected: no corpus beside the checkout")
+        terminalreporter.section(
+            "deselected: no corpus beside the checkout, or no MLflow server (make test-mlflow)"
+        )
         for nodeid in _left_out:
             terminalreporter.line(nodeid)
 

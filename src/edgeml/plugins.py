@@ -28,8 +28,18 @@ BUILTINS: dict[str, dict[str, str]] = {
     },
     "targets": {
         "cpu": "edgeml_converters.targets.cpu:CpuTarget",
+        "gpu": "edgeml_converters.targets.cpu:GpuTarget",
+        "onnx-optimised": "edgeml_converters.targets.optimised:OptimisedTarget",
+        "ort": "edgeml_converters.targets.optimised:OrtTarget",
+        "openvino-ir": "edgeml_converters.targets.openvino:IrTarget",
+        "openvino-device": "edgeml_converters.targets.openvino:DeviceTarget",
+        "openvino-device-f16": "edgeml_converters.targets.openvino:HalfTarget",
         "tflite": "edgeml_converters.targets.tflite:TfliteTarget",
         "tflite-cpu": "edgeml_converters.targets.tflite:TfliteCpuTarget",
+    },
+    "trackers": {
+        "files": "edgeml.tracking.files:FilesTracker",
+        "mlflow": "edgeml.tracking.mlflow:MlflowTracker",
     },
     "passes": {
         "upgrade_opset": "edgeml_converters.passes.opset:UpgradeOpset",
@@ -38,6 +48,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "simplify": "edgeml_converters.passes.simplify:Simplify",
         "quantize_static": "edgeml_converters.passes.quantize_static:QuantizeStatic",
         "quantize_dynamic": "edgeml_converters.passes.quantize_dynamic:QuantizeDynamic",
+        "quantize_weights": "edgeml_converters.passes.quantize_weights:QuantizeWeights",
         "quantize_portable": "edgeml_converters.passes.quantize_portable:QuantizePortable",
     },
 }
