@@ -10,6 +10,8 @@ from pathlib import Path
 from threading import Event
 from typing import TypeVar
 
+import msgspec
+
 from edgeml.errors import ModelError
 from edgeml.manifest import (
     Binding,
@@ -25,6 +27,7 @@ from edgeml.tensors import Array, TensorSpec
 from edgeml_converters import samples
 from edgeml_converters.jobs import JobError, Limits, run_job
 from edgeml_converters.recipes import BASELINE, Recipe
+from edgeml_converters.recipes.accelerators import checked_here
 from edgeml_converters.results import AtThreads, Candidate, Drop, Latency, Speedup, Standing
 from edgeml_converters.worker import (
     BuildJob,
@@ -74,10 +77,15 @@ class Bench:
 
 @dataclass
 class Trial:
-    """One recipe on one runtime, and what is known so far."""
+    """One recipe on one runtime, and what is known so far.
+
+    ``absent`` means that the device which must run it is not in this machine: then its values are
+    checked on the processor, by the same file.
+    """
 
     recipe: Recipe
     runtime: str
+    absent: bool = False
     folder: Path | None = None
     built: Built | None = None
     checked: Checked | None = None
@@ -138,7 +146,16 @@ class Trial:
             threads=threads,
             max_batch=_fixed_batch(self.built.inputs),
             options=self.recipe.options[self.runtime],
+            device=self.recipe.devices.get(self.runtime, ""),
         )
+
+    def here(self, threads: int) -> Variant:
+        """Return the draft as this machine can run it."""
+        draft = self.draft(threads)
+        if not self.absent:
+            return draft
+        options = checked_here(self.runtime, draft.options)
+        return msgspec.structs.replace(draft, device="", options=options)
 
     def result(self, threads: int, isa: tuple[str, ...], evidence: str) -> Candidate:
         """Return what is known as a value."""
@@ -160,6 +177,7 @@ class Trial:
             speedup=Speedup(timing.speedup[0], timing.speedup[1:]) if timing else None,
             drop=self.drop,
             memory_bytes=memory,
+            load_ms=self.checked.load_ms if self.checked else None,
         )
 
 
@@ -221,7 +239,7 @@ def check_all(trials: list[Trial], bench: Bench, tell: Callable[[str], None]) ->
         results = bench.work / f"{trial.id}.npz"
         job = CheckJob(
             str(trial.folder),
-            trial.draft(bench.threads),
+            trial.here(bench.threads),
             bench.inputs,
             bench.outputs,
             str(bench.samples),

@@ -8,8 +8,9 @@ The rules (docs/decisions/0010-how-a-winner-is-chosen.md):
 3. A candidate replaces the baseline only by a gain that is sure: for latency the lower bound of
    its speedup is above MIN_GAIN, for size and memory it needs that much less.
 4. Among sure gains the decided come first; undecided ones may win only if no decided one gains.
-5. The best by objective wins. Within TIE of the best, the smaller drop wins, then the smaller
-   file, then the order in which the profile names the runtimes: noise must not choose.
+5. The best by objective wins. Within TIE of the best, the smaller drop wins, then what does not
+   take LOAD times as long to load as another, then the smaller file, then the order in which the
+   profile names the runtimes: noise must not choose.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from edgeml_converters.results import Candidate, Standing
 MIN_GAIN = 1.02
 #: Candidates within this factor of the best are equal to the objective.
 TIE = 1.02
+#: Of equal candidates one that takes this many times as long to load as another comes behind it.
+LOAD = 1.25
 OBJECTIVES = ("latency", "size", "memory")
 
 
@@ -121,9 +124,12 @@ def _best(pool: Sequence[Candidate], objective: str, runtimes: Sequence[str]) ->
     tied = [c for c in pool if cost(c, objective) <= best * TIE]
     rank = {name: position for position, name in enumerate(runtimes)}
 
-    def order(c: Candidate) -> tuple[float, int, int, str]:
+    quickest = min((c.load_ms for c in tied if c.load_ms), default=0.0)
+
+    def order(c: Candidate) -> tuple[float, bool, int, int, str]:
         drop = c.drop.value if c.drop else 0.0
-        return drop, c.size_bytes, rank.get(c.runtime, len(rank)), c.id
+        slow = (c.load_ms or 0.0) > quickest * LOAD
+        return drop, slow, c.size_bytes, rank.get(c.runtime, len(rank)), c.id
 
     return min(tied, key=order)
 
@@ -162,7 +168,8 @@ def _reason(
     if c.verdict == Standing.UNDECIDED and any_decided:
         return _join(c.reason, f"{winner.id} gains and is decided")
     if cost(c, objective) <= cost(winner, objective) * TIE:
-        return _join(c.reason, f"equal to {winner.id} within {TIE - 1:.0%}, which loses less")
+        better = "loses less, loads quicker or is smaller"
+        return _join(c.reason, f"equal to {winner.id} within {TIE - 1:.0%}, which {better}")
     return _join(c.reason, f"{winner.id} is {_better(winner, c, objective)}")
 
 

@@ -166,7 +166,7 @@ def _add_variant(
     if folder is None or trial.checked is None:
         raise ModelError(f"candidate {trial.id} was never run")
     name = f"{found.profile.name}.{trial.id}"
-    recorded = _record(draft, folder, bench, feed)
+    recorded = _record(trial.here(bench.threads), folder, bench, feed)
     variant = msgspec.structs.replace(
         draft,
         id=name,

@@ -82,6 +82,8 @@ class Candidate(msgspec.Struct, frozen=True):
         speedup: Against the baseline; None when it was not measured.
         drop: Against the source; None without evaluation data.
         memory_bytes: Memory that loading and running it added to a process; None when unknown.
+        load_ms: From its file to the first answer, the library loaded already; None when it did
+            not run here.
         pareto: Whether no other passing candidate is better in one of accuracy, latency and size
             without being worse in another.
     """
@@ -105,6 +107,7 @@ class Candidate(msgspec.Struct, frozen=True):
     drop: Drop | None = None
     memory_bytes: int | None = None
     pareto: bool = False
+    load_ms: float | None = None
 
     @property
     def id(self) -> str:

@@ -15,6 +15,8 @@ from edgeml_converters.source.checks import count_ops
 from edgeml_converters.source.external import all_graphs
 from edgeml_converters.worker import Traits
 
+#: Targets whose files a device beside the processor runs.
+_WITH_DEVICE = ("gpu", "openvino-device")
 #: What the TFLite quantisation specification leaves to choose: nothing.
 _TFLITE = (("int8", "int8"), True, False)
 
@@ -41,13 +43,24 @@ def check_profile(profile: HardwareProfile) -> None:
             raise ProfileError(
                 f"profile '{profile.name}': unknown runtime '{name}'", nearest(name, known)
             )
+    for name in profile.devices:
+        if name not in profile.runtimes:
+            raise ProfileError(
+                f"profile '{profile.name}': [devices] names '{name}', which is not in 'runtimes'",
+                nearest(name, profile.runtimes),
+            )
+    if profile.target in _WITH_DEVICE and not profile.devices:
+        raise ProfileError(
+            f"profile '{profile.name}': the target '{profile.target}' needs [devices]",
+            "name the device of each runtime, as the shipped profiles for GPUs do",
+        )
     if compiler != Compiler():
         raise ProfileError(
             f"profile '{profile.name}': [compiler] is given, but for the target "
             f"'{profile.target}' the runtime compiles by itself",
             "leave [compiler] out, or its keys empty",
         )
-    if profile.target != "cpu":
+    if profile.target.startswith("tflite"):
         for rule in profile.int8:
             _check_tflite(profile.name, rule)
 

@@ -121,6 +121,8 @@ def search(
     )
     trials = make_trials(recipes_for(plan))
     base, others = trials[:1], trials[1:]
+    for trial in others:
+        trial.absent = bool(misfit) and trial.runtime in trial.recipe.devices
     build_all(base, bench, tell)
     check_all(base, bench, tell)
     reference = baseline_or_raise(trials, source.path.name, _advice(source, has_data))
@@ -132,7 +134,7 @@ def search(
     judge.judge(others, reference)
     if not misfit:
         measure_all(trials, bench, effort.rounds, effort.budget_s, tell)
-    if not baseline_allowed(profile):
+    if not baseline_allowed(profile) or (misfit and profile.kind != "cpu"):
         reference.fail(Standing.FAILED, "baseline only: the profile does not run it")
     _apply_rules(profile, [reference])
     evidence = _evidence(profile, misfit)

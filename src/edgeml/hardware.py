@@ -40,6 +40,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         runtimes: Usable runtime -> its version.
         python: Version of Python.
         os: Pretty name of the system.
+        devices: Usable runtime -> devices or providers that it offers, as it names them; empty
+            when that is not known (an older release).
     """
 
     machine: str
@@ -52,6 +54,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     runtimes: dict[str, str] = {}
     python: str = ""
     os: str = ""
+    devices: dict[str, tuple[str, ...]] = {}
 
 
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -199,6 +202,8 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ops: Rules for operators.
         shapes: Rules for shapes.
         budgets: What a variant may cost.
+        devices: Runtime -> devices or providers to try; a runtime that is not named computes on
+            its CPU.
         threads: The first is what a variant is chosen at and runs with; the winner is measured at
             the others too, as far as the host has cores.
         compiler: Its compiler.
@@ -219,6 +224,7 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ops: Ops = Ops()
     shapes: Shapes = Shapes()
     budgets: Budgets = Budgets()
+    devices: dict[str, tuple[str, ...]] = {}
     threads: tuple[Positive, ...] = (1,)
     compiler: Compiler = Compiler()
     evidence: EvidenceLimits = EvidenceLimits()
@@ -314,7 +320,20 @@ def fits(profile: HardwareProfile, facts: DeviceFacts) -> str:
         return f"no {match.accelerator} was found"
     if not set(profile.runtimes) & set(facts.runtimes):
         return f"none of its runtimes is usable: {', '.join(profile.runtimes)}"
-    return ""
+    return _no_device(profile, facts)
+
+
+def _no_device(profile: HardwareProfile, facts: DeviceFacts) -> str:
+    """Return why no runtime reaches the profile's accelerator; empty when one does."""
+    wanted = {name: names for name, names in profile.devices.items() if name in facts.runtimes}
+    if not profile.devices or not facts.devices:
+        return ""
+    for name, names in wanted.items():
+        offered = facts.devices.get(name, ())
+        if any(have == one or have.startswith(f"{one}.") for one in names for have in offered):
+            return ""
+    told = "; ".join(f"{name}: {', '.join(names)}" for name, names in profile.devices.items())
+    return f"no runtime here offers its devices ({told})"
 
 
 def best_profile(facts: DeviceFacts, names: Iterable[str] | None = None) -> HardwareProfile:

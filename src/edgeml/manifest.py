@@ -114,6 +114,8 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
         threads: Threads that it was measured with, and should run with.
         max_batch: Largest batch of one run; 0 when any batch works.
         options: Options for the runtime, for example ``{"INFERENCE_PRECISION_HINT": "f32"}``.
+        device: Device or provider that must run it, as the runtime names it (``GPU``,
+            ``CUDAExecutionProvider``); empty for the runtime's CPU.
     """
 
     id: str
@@ -131,6 +133,7 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     threads: int = 1
     max_batch: int = 0
     options: dict[str, str] = {}
+    device: str = ""
 
     @property
     def size(self) -> int:

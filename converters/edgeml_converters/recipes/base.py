@@ -19,7 +19,7 @@ ONE = PassCall("fix_batch", {"batch": 1})
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 #: What there is a recipe for.
-PRECISIONS = frozenset({"fp32", "bf16", "int8"})
+PRECISIONS = frozenset({"fp32", "fp16", "bf16", "int8"})
 #: How much work a search does, from little to much.
 EFFORTS = ("quick", "normal", "thorough")
 
@@ -35,6 +35,7 @@ class Recipe(msgspec.Struct, frozen=True):
         passes: In order.
         target: What writes the files.
         effort: The least effort at which it is tried.
+        devices: Runtime -> the device that must run it; a runtime that is not named uses its CPU.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Recipe(msgspec.Struct, frozen=True):
     passes: tuple[PassCall, ...] = ()
     target: str = "cpu"
     effort: str = "quick"
+    devices: dict[str, str] = {}
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -60,6 +62,7 @@ class Plan(msgspec.Struct, frozen=True):
         seen: What is known of the candidates so far: nothing in the first stage. A family that
             builds on results (of which layer may stay float, of which recipe to prune for)
             returns nothing while this is empty.
+        tried: The recipes of ``seen``.
     """
 
     profile: HardwareProfile
@@ -70,6 +73,7 @@ class Plan(msgspec.Struct, frozen=True):
     effort: str = "normal"
     objective: str = "latency"
     seen: tuple[Candidate, ...] = ()
+    tried: tuple[Recipe, ...] = ()
 
     @property
     def scheme(self) -> str:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from edgeml.hardware import HardwareProfile
-from edgeml_converters.recipes import dynamic, plain, portable, static
+from edgeml_converters.recipes import (
+    accelerators,
+    dynamic,
+    formats,
+    plain,
+    portable,
+    static,
+)
 from edgeml_converters.recipes.base import EFFORTS, SOURCE, Plan, Recipe
 
 #: A family yields the recipes that make sense for a plan, in the order of their worth.
@@ -14,9 +21,14 @@ FAMILIES: tuple[Callable[[Plan], Iterable[Recipe]], ...] = (
     static.recipes,
     dynamic.recipes,
     portable.recipes,
+    accelerators.recipes,
+    formats.recipes,
 )
 #: Target of a profile -> targets of the recipes that its devices can run.
-_TARGETS = {"cpu": {"cpu", "tflite-cpu"}}
+_TARGETS = {
+    "cpu": {"cpu", "tflite-cpu", *formats.FORMS},
+    "openvino-device": {"openvino-device", "openvino-device-f16"},
+}
 
 
 def recipes_for(plan: Plan) -> tuple[tuple[Recipe, tuple[str, ...]], ...]:
@@ -28,7 +40,8 @@ def recipes_for(plan: Plan) -> tuple[tuple[Recipe, tuple[str, ...]], ...]:
     profile = plan.profile
     targets = _TARGETS.get(profile.target, {profile.target})
     found: list[tuple[Recipe, tuple[str, ...]]] = []
-    for recipe in (recipe for family in FAMILIES for recipe in family(plan)):
+    given = (recipe for family in FAMILIES for recipe in family(plan))
+    for recipe in (form for one in given for form in formats.as_asked(one, profile)):
         sensible = (
             recipe.precision in profile.precisions
             and (recipe.precision == "fp32" or plan.has_data)
@@ -44,9 +57,12 @@ def recipes_for(plan: Plan) -> tuple[tuple[Recipe, tuple[str, ...]], ...]:
 
 
 def baseline_allowed(profile: HardwareProfile) -> bool:
-    """Tell whether a device of this profile can run the source as it is."""
+    """Tell whether a device of this profile can run the source as it is.
+
+    One with an NVIDIA GPU can, on its processor: that is what it falls back to.
+    """
     return (
         "onnxruntime" in profile.runtimes
         and "fp32" in profile.precisions
-        and profile.target == "cpu"
+        and profile.target in ("cpu", "gpu")
     )

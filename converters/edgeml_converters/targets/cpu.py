@@ -1,4 +1,7 @@
-"""The target ``cpu``: one ONNX file, for onnxruntime and OpenVINO."""
+"""The targets ``cpu`` and ``gpu``: one ONNX file.
+
+``cpu`` is for onnxruntime and OpenVINO on the processor, ``gpu`` for onnxruntime's providers.
+"""
 
 from __future__ import annotations
 
@@ -32,21 +35,42 @@ class CpuTarget:
         Raises:
             ModelError: The model is larger than one protobuf message can be (2 GiB).
         """
-        try:
-            data = model.SerializeToString(deterministic=True)
-        except ValueError as error:
-            raise ModelError(
-                f"the model cannot be written as one ONNX file: {error}",
-                "models above 2 GiB are not handled yet",
-            ) from error
-        (folder / _NAME).write_bytes(data)
-        fixed = {i.name: _shape(i) for i in [*model.graph.input, *model.graph.output]}
-        return Product(
-            files=(_NAME,),
-            entry=_NAME,
-            inputs=tuple(_binding(spec, fixed) for spec in inputs),
-            outputs=tuple(_binding(spec, fixed) for spec in outputs),
-        )
+        (folder / _NAME).write_bytes(onnx_bytes(model))
+        taken, given = bindings(model, inputs, outputs)
+        return Product((_NAME,), _NAME, taken, given)
+
+
+class GpuTarget(CpuTarget):
+    """The same file, for onnxruntime's CUDA and TensorRT providers, which compile it at load."""
+
+    name = "gpu"
+
+
+def onnx_bytes(model: onnx.ModelProto) -> bytes:
+    """Return a model as one ONNX file, weights inside.
+
+    Raises:
+        ModelError: It is larger than one protobuf message can be (2 GiB).
+    """
+    try:
+        data: bytes = model.SerializeToString(deterministic=True)
+    except ValueError as error:
+        raise ModelError(
+            f"the model cannot be written as one ONNX file: {error}",
+            "models above 2 GiB are not handled yet",
+        ) from error
+    return data
+
+
+def bindings(
+    model: onnx.ModelProto, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> tuple[tuple[Binding, ...], tuple[Binding, ...]]:
+    """Return the bindings of a file that keeps the tensors of the model that it is written from."""
+    shapes = {i.name: _shape(i) for i in [*model.graph.input, *model.graph.output]}
+    return (
+        tuple(_binding(spec, shapes) for spec in inputs),
+        tuple(_binding(spec, shapes) for spec in outputs),
+    )
 
 
 def _binding(spec: TensorSpec, shapes: dict[str, tuple[int, ...]]) -> Binding:

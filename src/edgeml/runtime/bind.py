@@ -43,7 +43,7 @@ def open_variant(
         inputs: Manifest.inputs.
         outputs: Manifest.outputs.
         cache: Folder for compiled forms; None for none.
-        device: Device or provider, as the runtime names it; empty for its CPU.
+        device: Device or provider, as the runtime names it; empty for what the variant says.
 
     Returns:
         A program whose specifications are ``inputs`` and ``outputs``.
@@ -57,7 +57,10 @@ def open_variant(
     if not entry.resolve().is_relative_to(folder.resolve()):
         raise ModelError(f"entry '{variant.entry}' of variant '{variant.id}' leaves its folder")
     options = ProgramOptions(
-        threads=variant.threads, device=device, extra=variant.options, cache=cache
+        threads=variant.threads,
+        device=device or variant.device,
+        extra=variant.options,
+        cache=cache,
     )
     program = get_runtime(variant.runtime).prepare(entry, options)
     try:

@@ -311,6 +311,7 @@ def device_facts(
         runtimes={name: state.version for name, state in tried.items() if state.usable},
         python=platform.python_version(),
         os=_os_name(),
+        devices={name: state.devices for name, state in tried.items() if state.devices},
     )
 
 

@@ -37,6 +37,8 @@ from edgeml.tensors import Array, TensorSpec
 logger = logging.getLogger(__name__)
 
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 #: Severities of its log. What fails on the CPU comes as an exception, which says it in one line;
 #: why another provider did not start is only in the log.
 _ERRORS, _FATAL = 3, 4
@@ -152,10 +154,12 @@ class OnnxRuntime:
                 f"onnxruntime {library.__version__} has no provider '{provider}'",
                 f"offered: {', '.join(offered)}",
             )
-        if provider == "CUDAExecutionProvider" and hasattr(library, "preload_dlls"):
+        if provider in (TENSORRT, CUDA) and hasattr(library, "preload_dlls"):
             with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
                 library.preload_dlls(msvc=False)  # CUDA libraries that pip brought
-        chain = [(provider, _provider_options(options.extra))]
+        chain = [(provider, _provider_options(provider, options))]
+        # What TensorRT does not take, CUDA may: both are the device that was asked for.
+        chain += [(CUDA, {})] if provider == TENSORRT and CUDA in offered else []
         chain += [(CPU, {})] if provider != CPU else []
         try:
             session = library.InferenceSession(
@@ -176,6 +180,34 @@ class OnnxRuntime:
             ) from error
         _check_placement(session, provider, model.name)
         return OnnxProgram(session, provider, model.name)
+
+
+def save_optimised(model: Path, target: Path, kind: str) -> str:
+    """Write what the library makes of a model at its *extended* level.
+
+    Args:
+        model: A file ``.onnx``.
+        target: The file to write.
+        kind: ``ONNX`` or ``ORT``.
+
+    Returns:
+        The library's version.
+
+    Raises:
+        MissingPackageError: The library is not installed.
+        ModelError: It cannot load the model, or wrote nothing.
+    """
+    library = _library()
+    level = {"graph_optimization_level": "extended", "session.save_model_format": kind}
+    options = _session_options(ProgramOptions(extra=level))
+    options.optimized_model_filepath = str(target)
+    try:
+        library.InferenceSession(str(model), options, providers=[CPU])
+    except _all_errors() as error:
+        raise ModelError(f"onnxruntime cannot optimise the model: {_text(error)}") from error
+    if not target.is_file():
+        raise ModelError(f"onnxruntime wrote no '{target.name}' and said nothing")
+    return str(library.__version__)
 
 
 def _check_placement(session: Any, provider: str, model: str) -> None:
@@ -242,10 +274,19 @@ def _session_options(options: ProgramOptions) -> Any:
     return made
 
 
-def _provider_options(extra: Mapping[str, str]) -> dict[str, str]:
-    """Return the options that are for the provider, under the provider's own names."""
+def _provider_options(provider: str, options: ProgramOptions) -> dict[str, str]:
+    """Return the options that are for the provider, under the provider's own names.
+
+    TensorRT takes minutes to build an engine: with a cache, once per device.
+    """
     prefix = "provider."
-    return {k.removeprefix(prefix): v for k, v in extra.items() if k.startswith(prefix)}
+    made: dict[str, str] = {}
+    if provider == TENSORRT and options.cache is not None:
+        options.cache.mkdir(parents=True, exist_ok=True)
+        for kind in ("engine", "timing"):
+            made |= {f"trt_{kind}_cache_enable": "1", f"trt_{kind}_cache_path": str(options.cache)}
+    extra = options.extra.items()
+    return made | {k.removeprefix(prefix): v for k, v in extra if k.startswith(prefix)}
 
 
 def _spec(node: Any, what: str, model: str) -> TensorSpec:

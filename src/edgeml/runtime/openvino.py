@@ -206,6 +206,30 @@ def _read(model: Path) -> Any:
     return network
 
 
+def save_ir(model: Path, target: Path, *, half: bool = False) -> str:
+    """Write an ONNX model as OpenVINO's intermediate representation, read as ``prepare`` reads it.
+
+    Args:
+        model: A file ``.onnx``.
+        target: A file ``.xml``; its ``.bin`` goes beside it.
+        half: Store float32 weights in float16.
+
+    Returns:
+        The library's version.
+
+    Raises:
+        MissingPackageError: The library is not installed.
+        ModelError: The model cannot be read or written.
+    """
+    library = _library()
+    network = _read(model)
+    try:
+        library.save_model(network, str(target), compress_to_fp16=half)
+    except _errors() as error:
+        raise ModelError(f"openvino cannot write '{target.name}': {_text(error)}") from error
+    return str(library.__version__).split("-")[0]
+
+
 def _spec(port: Any, what: str, model: str) -> TensorSpec:
     """Return the specification of a port of the model as it was read.
 
