@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from edgeml.errors import ModelError
 from edgeml.plugins import missing
@@ -16,6 +15,7 @@ from edgeml.runtime.base import ProgramOptions
 from edgeml_converters.source import Source, read_model_file, sniff
 from edgeml_converters.source.external import all_graphs
 from edgeml_converters.source.sniff import refuse_other
+from edgeml_converters.source.stored import is_external, place_of
 
 
 def inspect_model(path: Path) -> dict[str, object]:
@@ -41,12 +41,13 @@ def inspect_model(path: Path) -> dict[str, object]:
 def _onnx(path: Path) -> dict[str, object]:
     source = Source.open(path)
     model = source.model
+    files = {place_of(t).file for t in model.graph.initializer if is_external(t)}
+    external = sum(file.stat().st_size for file in files)
     tensors = [t for g in all_graphs(model.graph) for t in g.initializer]
-    scheme = _onnx_scheme(model, source.ops)
     return {
         "format": "onnx",
         "path": str(path),
-        "size_bytes": path.stat().st_size,
+        "size_bytes": path.stat().st_size + external,
         "digest": source.digest,
         "opset": source.opset,
         "ir_version": model.ir_version,
@@ -55,26 +56,14 @@ def _onnx(path: Path) -> dict[str, object]:
         "outputs": [_spec(s.name, s.dtype, s.shape) for s in source.outputs],
         "ops": source.ops,
         "parameters": sum(int(np.prod(t.dims, dtype=np.int64)) for t in tensors),
-        "quantised": bool(scheme),
-        "scheme": scheme,
+        "quantised": bool(source.quantised),
+        "scheme": source.quantised,
         "warnings": list(source.warnings),
     }
 
 
 def _spec(name: str, dtype: str, shape: tuple[int, ...]) -> dict[str, object]:
     return {"name": name, "dtype": dtype, "shape": list(shape)}
-
-
-def _onnx_scheme(model: onnx.ModelProto, ops: dict[str, int]) -> str:
-    """Return how a model is quantised; empty when it is not."""
-    names = {name.split(":")[-1] for name in ops}
-    if names & {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}:
-        return "dynamic"
-    if any(name.startswith("QLinear") for name in names):
-        return "QOperator"
-    if "QuantizeLinear" in names:
-        return "QDQ"
-    return "weights only" if names & {"DequantizeLinear", "MatMulNBits"} else ""
 
 
 def tflite_ops(data: bytes) -> dict[str, int]:

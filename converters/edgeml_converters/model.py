@@ -10,27 +10,32 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgeml.digest import sha256_bytes
 from edgeml.errors import DataError, ModelError
 from edgeml.runtime.base import ProgramOptions
 from edgeml.runtime.onnxruntime import OnnxRuntime
 from edgeml.tensors import Array, TensorSpec
 from edgeml_converters.source.checks import count_ops as op_counts
+from edgeml_converters.source.files import (
+    inlined,
+    model_bytes,
+    model_digest,
+    read_model,
+    save_model,
+)
 
-__all__ = ["model_bytes", "model_digest", "op_counts", "run_model", "signature"]
+__all__ = [
+    "inlined",
+    "model_bytes",
+    "model_digest",
+    "op_counts",
+    "read_model",
+    "run_model",
+    "save_model",
+    "signature",
+]
 
 #: At most this many input values are fed in one run.
 _CHUNK_VALUES = 1 << 20
-
-
-def model_bytes(model: onnx.ModelProto) -> bytes:
-    """Return a model's bytes; equal models give equal bytes."""
-    return bytes(model.SerializeToString(deterministic=True))
-
-
-def model_digest(model: onnx.ModelProto) -> str:
-    """Return ``sha256:<hex>`` of a model's bytes."""
-    return sha256_bytes(model_bytes(model))
 
 
 def signature(model: onnx.ModelProto) -> tuple[tuple[str, int, tuple[int | str, ...]], ...]:
@@ -70,7 +75,7 @@ def run_model(
     """
     with tempfile.TemporaryDirectory(prefix="edgeml-") as folder:
         file = Path(folder) / "model.onnx"
-        file.write_bytes(model_bytes(model))
+        save_model(model, file)
         options = ProgramOptions(threads, extra={"graph_optimization_level": "disable"})
         with closing(OnnxRuntime().prepare(file, options)) as program:
             missing = [s.name for s in program.inputs if s.name not in feed]

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from edgeml.errors import EdgemlError, InternalError, MissingPackageError, UsageError, nearest
@@ -48,6 +50,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "simplify": "edgeml_converters.passes.simplify:Simplify",
         "quantize_static": "edgeml_converters.passes.quantize_static:QuantizeStatic",
         "quantize_dynamic": "edgeml_converters.passes.quantize_dynamic:QuantizeDynamic",
+        "quantize_mixed": "edgeml_converters.passes.quantize_mixed:QuantizeMixed",
         "quantize_weights": "edgeml_converters.passes.quantize_weights:QuantizeWeights",
         "quantize_portable": "edgeml_converters.passes.quantize_portable:QuantizePortable",
     },
@@ -133,10 +136,10 @@ def load(kind: str, name: str) -> Any:
 
 
 def load_user_object(reference: str, what: str) -> Any:
-    """Import ``module:function`` that a user named, also from the current folder.
+    """Import ``module:function`` that a user named, also from the current folder or a file.
 
     Args:
-        reference: What to import.
+        reference: What to import; the module may be the path of a file ``.py``.
         what: How the message calls it, for example ``metric``.
 
     Raises:
@@ -145,11 +148,14 @@ def load_user_object(reference: str, what: str) -> Any:
     """
     module_name, _, attribute = reference.partition(":")
     here = str(Path.cwd())
+    file = Path(module_name) if module_name.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise UsageError(f"{what} '{reference}': there is no file '{file}'", "check the path")
     sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        module = _import_file(file) if file else importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
+        if error.name and (file or not module_name.startswith(error.name)):
             raise missing(error.name) from error
         raise UsageError(
             f"{what} '{reference}': there is no module '{module_name}'",
@@ -167,6 +173,22 @@ def load_user_object(reference: str, what: str) -> Any:
             nearest(attribute, [n for n in vars(module) if callable(getattr(module, n))] or ["-"]),
         )
     return found
+
+
+def _import_file(file: Path) -> ModuleType:
+    """Import a file as a module; what lies beside it can be imported by it."""
+    name = file.stem.replace("-", "_")
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"'{file}' is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    beside = str(file.resolve().parent)
+    sys.path.append(beside)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(beside)
+    return module
 
 
 @contextmanager

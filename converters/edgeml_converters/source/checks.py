@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from edgeml.errors import MissingPackageError, ModelError, nearest
 from edgeml_converters.source.external import all_graphs, all_tensors
+from edgeml_converters.source.stored import values
 
 #: Domains whose operators come with the package onnxruntime-extensions.
 EXTENSIONS = frozenset({"ai.onnx.contrib", "com.microsoft.extensions"})
 #: Domains that onnxruntime itself implements beside the standard one.
 BUILT_IN = frozenset({"com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"})
+#: Values that are looked at in one go.
+_CHUNK = 1 << 22
 _FLOATS = frozenset(
     {
         onnx.TensorProto.FLOAT,
@@ -47,6 +50,18 @@ def count_ops(model: onnx.ModelProto) -> dict[str, int]:
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the version of the standard operator set; 0 when the model names none."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def quantisation(ops: Collection[str]) -> str:
+    """Return how a model of these operators is quantised; empty when it is not."""
+    names = {name.split(":")[-1] for name in ops}
+    if names & {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}:
+        return "dynamic"
+    if any(name.startswith("QLinear") for name in names):
+        return "QOperator"
+    if "QuantizeLinear" in names:
+        return "QDQ"
+    return "weights only" if names & {"DequantizeLinear", "MatMulNBits"} else ""
 
 
 def check_structure(model: onnx.ModelProto, path: Path) -> None:
@@ -133,25 +148,38 @@ def check_weights(model: onnx.ModelProto, path: Path) -> list[str]:
         if tensor.data_type not in _FLOATS:
             continue
         try:
-            values = numpy_helper.to_array(tensor).astype(np.float64, copy=False)
+            bad, size, nan = _not_finite(tensor)
         except (ValueError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"'{path}': the values of '{tensor.name}' do not fit its shape "
                 f"{list(tensor.dims)}: {error}",
                 "the file is damaged: export it again",
             ) from error
-        bad = int(values.size - np.isfinite(values).sum())
         if not bad:
             continue
-        nan = bool(np.isnan(values).any())
         if nan or tensor.name in weights:
             raise ModelError(
-                f"'{path}': weight '{tensor.name}' holds {bad} non-finite of {values.size} values "
+                f"'{path}': weight '{tensor.name}' holds {bad} non-finite of {size} values "
                 f"({'NaN' if nan else 'infinity'})",
                 "the training diverged or the file is damaged: export it from a good checkpoint",
             )
         warnings.append(f"constant '{tensor.name}' holds {bad} infinite values")
     return warnings
+
+
+def _not_finite(tensor: onnx.TensorProto) -> tuple[int, int, bool]:
+    """Return how many values are not finite, of how many, and whether one is NaN."""
+    flat = values(tensor).reshape(-1)
+    bad, nan = 0, False
+    for start in range(0, flat.size, _CHUNK):
+        part = flat[start : start + _CHUNK]
+        if part.dtype.kind != "f":  # bfloat16 has no ufuncs of its own
+            part = part.astype(np.float32)
+        wrong = ~np.isfinite(part)
+        if wrong.any():
+            bad += int(wrong.sum())
+            nan = nan or bool(np.isnan(part).any())
+    return bad, flat.size, nan
 
 
 def check_shapes(model: onnx.ModelProto) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import numpy as np
 import onnx
 
 from edgeml.errors import ModelError
-
-#: Protobuf serialises no message of 2 GiB or more.
-LIMIT = (1 << 31) - 1
+from edgeml_converters.source import stored
+from edgeml_converters.source.stored import LIMIT, Place, byte_size, is_external, set_place
 
 
 def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -49,38 +47,39 @@ def _attribute_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
 
 
 def load_external(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
-    """Move external data into the model.
+    """Check external data, and move it into the model unless there is much of it.
+
+    Of more than ``stored.INLINE`` bytes, the tensors of the outermost graph stay in their files,
+    and say by an absolute path where (see ``stored``).
 
     Args:
         model: The model; changed in place.
         path: Its file; external data is only read from the folder of that file.
 
     Returns:
-        The files that were read, sorted.
+        The files that hold data, sorted.
 
     Raises:
-        ModelError: A file is missing, lies outside the folder, or is too short; or the whole is
-            too large for one message.
+        ModelError: A file is missing, lies outside the folder, or is too short; or what must be
+            in memory is too large for one message.
     """
-    used: set[Path] = set()
-    total = 0
-    for tensor in all_tensors(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+    places = [(t, _place(t, path)) for t in all_tensors(model) if is_external(t)]
+    much = sum(place.length for _, place in places) > stored.INLINE
+    outer = {id(tensor) for tensor in model.graph.initializer} if much else set()
+    inside = sum(place.length for tensor, place in places if id(tensor) not in outer)
+    if inside > LIMIT:
+        raise ModelError(
+            f"'{path}' has more than 2 GiB of constants inside its nodes, expected less",
+            "store them as initializers of the graph",
+        )
+    for tensor, place in places:
+        if id(tensor) in outer:
+            set_place(tensor, str(place.file), place.offset, place.length)
             continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        file = _locate(path, tensor.name, entries.get("location", ""))
-        data = _read(file, tensor, entries)
-        total += len(data)
-        if total > LIMIT:
-            raise ModelError(
-                f"'{path}' has more than 2 GiB of weights, expected less",
-                "models of 2 GiB and more cannot be converted",
-            )
-        tensor.raw_data = data
+        tensor.raw_data = _read(tensor, place)
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
-        used.add(file)
-    return tuple(sorted(used))
+    return tuple(sorted({place.file for _, place in places}))
 
 
 def _locate(path: Path, name: str, location: str) -> Path:
@@ -108,49 +107,41 @@ def _locate(path: Path, name: str, location: str) -> Path:
     return file
 
 
-def _read(file: Path, tensor: onnx.TensorProto, entries: dict[str, str]) -> bytes:
-    """Return a tensor's bytes."""
+def _place(tensor: onnx.TensorProto, path: Path) -> Place:
+    """Return where a tensor's bytes are, once they are surely there."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    file = _locate(path, tensor.name, entries.get("location", ""))
     where = f"external data '{file.name}' of '{tensor.name}'"
     try:
         offset = int(entries.get("offset", "0") or 0)
         length = int(entries.get("length", "-1") or -1)
     except ValueError as error:
         raise ModelError(f"{where} has an offset or a length that is no number") from error
-    want = _size(tensor)
+    want = byte_size(tensor)
     try:
         available = file.stat().st_size - offset
-        if length < 0:
-            length = want if want is not None else available
-        if offset < 0 or length > available:
-            raise ModelError(
-                f"{where} has {max(available, 0)} bytes from offset {offset}, expected {length}",
-                "the file is truncated or of another model: copy it again",
-            )
-        if want is not None and length != want:
-            raise ModelError(
-                f"{where} has {length} bytes, expected {want} for shape {list(tensor.dims)}"
-            )
-        with file.open("rb") as stream:
-            stream.seek(offset)
-            return stream.read(length)
     except OSError as error:
         raise ModelError(f"{where} cannot be read: {error.strerror or error}") from error
+    if length < 0:
+        length = want if want is not None else available
+    if offset < 0 or length > available:
+        raise ModelError(
+            f"{where} has {max(available, 0)} bytes from offset {offset}, expected {length}",
+            "the file is truncated or of another model: copy it again",
+        )
+    if want is not None and length != want:
+        raise ModelError(
+            f"{where} has {length} bytes, expected {want} for shape {list(tensor.dims)}"
+        )
+    return Place(file.resolve(), offset, length)
 
 
-def _size(tensor: onnx.TensorProto) -> int | None:
-    """Return how many bytes a tensor's values take; None for packed or unknown types."""
-    sub_byte = {
-        getattr(onnx.TensorProto, name)
-        for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
-        if hasattr(onnx.TensorProto, name)
-    }
+def _read(tensor: onnx.TensorProto, place: Place) -> bytes:
+    """Return a tensor's bytes."""
     try:
-        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    except (KeyError, ValueError, TypeError):
-        return None
-    if tensor.data_type in sub_byte:
-        return None
-    count = 1
-    for n in tensor.dims:
-        count *= int(n)
-    return count * int(np.dtype(kind).itemsize)
+        with place.file.open("rb") as stream:
+            stream.seek(place.offset)
+            return stream.read(place.length)
+    except OSError as error:
+        where = f"external data '{place.file.name}' of '{tensor.name}'"
+        raise ModelError(f"{where} cannot be read: {error.strerror or error}") from error

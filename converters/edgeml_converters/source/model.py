@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx
@@ -12,13 +12,18 @@ from google.protobuf.message import DecodeError
 
 from edgeml.digest import sha256_bytes, sha256_file
 from edgeml.errors import ModelError
+from edgeml.manifest import Step
 from edgeml.runtime.base import ProgramOptions
 from edgeml.runtime.onnxruntime import OnnxRuntime
 from edgeml.tensors import TensorSpec
+from edgeml_converters.passes.base import Pass, PassContext
 from edgeml_converters.passes.shapes import fix_shapes
-from edgeml_converters.source import checks
-from edgeml_converters.source.external import LIMIT, load_external
+from edgeml_converters.source import checks, torch_export
+from edgeml_converters.source.external import load_external
+from edgeml_converters.source.files import model_digest, outline, save_model
 from edgeml_converters.source.sniff import cut_short, read_model_file
+from edgeml_converters.source.stale import drop_stale
+from edgeml_converters.source.stored import is_large
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +32,17 @@ class Source:
     """An ONNX model that is whole, finite and loads in onnxruntime.
 
     Attributes:
-        path: The file that was given.
-        model: The model with all its weights in memory; nobody changes it.
+        path: The file that was given; for an exported model, what was asked for.
+        model: The model; nobody changes it. Weights of a large one stay in their files.
         digest: Of the file, or of all its files when it has external data.
         inputs: What it really asks for (stored tensors that are listed as inputs are not).
         outputs: What it gives.
         opset: Version of the standard operator set.
         ops: Operator -> how often, graphs inside nodes included.
+        quantised: How it is quantised already (``QDQ``, ``QOperator``, ``dynamic``,
+            ``weights only``); empty when it is not.
+        steps: What was done to it since it was read.
+        classes: Names of its classes, where processing gave them.
         warnings: What a user should know.
     """
 
@@ -44,6 +53,8 @@ class Source:
         digest: str,
         specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
         warnings: tuple[str, ...],
+        steps: tuple[Step, ...] = (),
+        classes: tuple[str, ...] = (),
     ) -> None:
         """Take what ``open`` found; use ``Source.open``."""
         self.path = path
@@ -52,31 +63,44 @@ class Source:
         self.inputs, self.outputs = specs
         self.opset = checks.opset_of(model)
         self.ops = checks.count_ops(model)
+        self.quantised = checks.quantisation(self.ops)
+        self.steps = steps
+        self.classes = classes
         self.warnings = warnings
 
     @classmethod
-    def open(cls, path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Source:
+    def open(cls, path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Source:
         """Read and check a model.
 
         Args:
-            path: A file ``.onnx``.
+            path: A file ``.onnx``; or ``module:function`` (also ``file.py:function``), which
+                returns a torch module and is exported first.
             shapes: Input name -> shape to fix it to; -1 leaves an axis variable.
 
         Raises:
-            ModelError: The file cannot be used; the message says why.
+            ModelError: The model cannot be used; the message says why.
+            UsageError: There is no such function, or it failed.
             MissingPackageError: It needs a package that is not here.
         """
-        data = read_model_file(path, "onnx")
+        if torch_export.is_callable(path):
+            path, data, said = torch_export.export(str(path))
+        else:
+            path, said = Path(path), ()
+            data = read_model_file(path, "onnx")
         model = parse(data, path)
         checks.check_structure(model, path)
         extra = load_external(model, path)
         digest = _digest(data, extra, path.parent)
         checks.check_operators(model, path)
-        warnings = checks.check_weights(model, path)
+        warnings = [*said, *checks.check_weights(model, path), *drop_stale(model)]
+        steps: tuple[Step, ...] = ()
         if shapes:
+            before = model_digest(model)
             model = fix_shapes(model, shapes)
+            told = {"shapes": {name: list(shape) for name, shape in shapes.items()}}
+            steps = (Step("fix_shapes", told, before, model_digest(model)),)
         try:
-            inputs, outputs, said = load_check(model, path)
+            inputs, outputs, objections = load_check(model, path)
         except ModelError as error:
             if not shapes:
                 raise
@@ -84,7 +108,7 @@ class Source:
                 f"with these shapes, {error.message}",
                 "leave --shape out, and give --data with inputs of the size that you mean",
             ) from error
-        warnings += said
+        warnings += objections
         stored = {i.name for i in model.graph.initializer}
         listed = sum(i.name in stored for i in model.graph.input)
         if listed:
@@ -92,7 +116,38 @@ class Source:
         if not inputs:
             raise ModelError(f"'{path}' has no inputs", "there is nothing to run it on")
         logger.debug("opened %s: opset %d", path, checks.opset_of(model))
-        return cls(path, model, digest, (inputs, outputs), tuple(warnings))
+        found = cls(path, model, digest, (inputs, outputs), tuple(warnings), steps)
+        if found.quantised:
+            note = (
+                f"the model is quantised already ({found.quantised}): it is not quantised again, "
+                "only run as it is; the float model gives more to choose from"
+            )
+            found.warnings = (*found.warnings, note)
+        return found
+
+    def apply(self, passes: Iterable[Pass], classes: tuple[str, ...] = ()) -> Source:
+        """Return the source with passes applied, which become part of its lineage.
+
+        Args:
+            passes: In order.
+            classes: Names of the classes, when the passes made them known.
+
+        Raises:
+            ModelError: A pass does not fit the model, or the result does not load.
+        """
+        model, steps = self.model, list(self.steps)
+        before = model_digest(model)
+        for one in passes:
+            result = one.run(model, PassContext())
+            model = result.model
+            after = model_digest(model) if result.changed else before
+            steps.append(Step(one.name, one.options, before, after, result.notes))
+            before = after
+        inputs, outputs, said = load_check(model, self.path)
+        warnings = (*self.warnings, *(one for one in said if one not in self.warnings))
+        return Source(
+            self.path, model, self.digest, (inputs, outputs), warnings, tuple(steps), classes
+        )
 
 
 def parse(data: bytes, path: Path) -> onnx.ModelProto:
@@ -127,13 +182,13 @@ def load_check(
     Raises:
         ModelError: It is against the specification, or does not load.
     """
-    if model.ByteSize() > LIMIT:
-        raise ModelError(f"'{path}' has {model.ByteSize()} bytes with its weights, limit 2 GiB")
-    against = checks.check_shapes(model)
+    # Shapes and the specification are checked without the bytes of a large model.
+    bare = outline(model)[0] if is_large(model) else model
+    against = checks.check_shapes(bare)
     try:
         with tempfile.TemporaryDirectory(prefix="edgeml-") as folder:
             file = Path(folder) / f"{path.stem}.onnx"
-            file.write_bytes(model.SerializeToString(deterministic=True))
+            save_model(model, file)
             program = OnnxRuntime().prepare(file, ProgramOptions())
             inputs, outputs = program.inputs, program.outputs
             program.close()
@@ -145,7 +200,7 @@ def load_check(
             ) from error
         raise
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(bare)
     except onnx.checker.ValidationError as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(
@@ -160,5 +215,6 @@ def _digest(data: bytes, extra: tuple[Path, ...], folder: Path) -> str:
     if not extra:
         return own
     lines = [f"{own}  model\n"]
-    lines += [f"{sha256_file(p)}  {p.relative_to(folder).as_posix()}\n" for p in extra]
+    home = folder.resolve()
+    lines += [f"{sha256_file(p)}  {p.relative_to(home).as_posix()}\n" for p in extra]
     return sha256_bytes("".join(lines).encode())

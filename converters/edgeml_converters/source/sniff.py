@@ -7,6 +7,8 @@ from pathlib import Path
 
 from edgeml.errors import ModelError, nearest
 
+#: No message of the formats here is larger.
+_LIMIT = (1 << 31) - 1
 #: First bytes -> kind.
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "git-lfs"),
@@ -110,6 +112,12 @@ def read_model_file(path: Path, expected: str) -> bytes:
     """
     _check_path(path)
     try:
+        size = path.stat().st_size
+        if size > _LIMIT:
+            raise ModelError(
+                f"'{path}' has {size} bytes, expected less than 2 GiB",
+                "export it with external data: the weights in a file beside the model",
+            )
         data = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error

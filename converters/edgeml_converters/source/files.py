@@ -1,0 +1,227 @@
+"""Model files of any size: written, read, and their digests.
+
+A small model is one file. The weights of a large one lie in a second file, with ``.data`` behind
+the name of the first, and are copied from file to file without being held in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+from google.protobuf.message import EncodeError
+from onnx import TensorProto
+
+from edgeml.digest import sha256_bytes
+from edgeml.errors import ModelError
+from edgeml_converters.source.stored import (
+    CHUNK,
+    SMALL,
+    Place,
+    byte_size,
+    chunks,
+    inside,
+    is_external,
+    is_large,
+    place_of,
+    set_place,
+    tensor_digest,
+)
+
+#: Where a tensor starts in a data file: a multiple of the largest page size, so it can be mapped.
+_ALIGN = 1 << 16
+
+
+def model_bytes(model: onnx.ModelProto) -> bytes:
+    """Return a model's bytes; equal models give equal bytes.
+
+    Raises:
+        ModelError: It is too large for one message; ``save_model`` writes models of any size.
+    """
+    if any(is_external(tensor) for tensor in model.graph.initializer):
+        raise too_large("the model with its weights")
+    try:
+        return bytes(model.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise too_large("the model with its weights") from error
+
+
+def model_digest(model: onnx.ModelProto) -> str:
+    """Return ``sha256:<hex>`` of a model's bytes; of a large one, of its graph and its tensors."""
+    return _digest_of_large(model) if is_large(model) else sha256_bytes(model_bytes(model))
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
+    """Write a model of any size.
+
+    Args:
+        model: The model.
+        path: Its file; a large model's weights go to the same name with ``.data`` behind it.
+
+    Returns:
+        The files.
+
+    Raises:
+        ModelError: Its data file is gone, or its graph alone is larger than 2 GiB.
+        OSError: The files cannot be written.
+    """
+    if is_large(model):
+        return _save_large(model, path)
+    path.write_bytes(model_bytes(model))
+    return (path,)
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read what ``save_model`` wrote; the weights of a large model stay in their file."""
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if is_external(tensor):
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            file = path.absolute().parent / entries["location"]
+            set_place(tensor, str(file), int(entries["offset"]), int(entries["length"]))
+    return model
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with all its bytes in memory; the given one when they are.
+
+    Raises:
+        ModelError: The data file is no longer there.
+    """
+    if not any(is_external(t) for t in model.graph.initializer):
+        return model
+    whole, large = outline(model)
+    for index in large:
+        whole.graph.initializer[index].CopyFrom(inside(model.graph.initializer[index]))
+    return whole
+
+
+def outline(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[int]]:
+    """Return a copy without the bytes of large tensors, and which tensors these are.
+
+    Each has an empty place (``location`` empty) in the copy. The bytes are never copied.
+    """
+    bare = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _copy_field(bare, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name != "initializer":
+            _copy_field(bare.graph, field.name, value)
+    large: list[int] = []
+    for index, tensor in enumerate(model.graph.initializer):
+        kept = bare.graph.initializer.add()
+        if not is_external(tensor) and (byte_size(tensor) or 0) < SMALL:
+            kept.CopyFrom(tensor)
+            continue
+        kept.name, kept.data_type = tensor.name, tensor.data_type
+        kept.dims.extend(tensor.dims)
+        set_place(kept, "", 0, 0)
+        large.append(index)
+    return bare, large
+
+
+def _copy_field(message: object, name: str, value: object) -> None:
+    """Set a field of a protobuf message to a copy of a value."""
+    field = getattr(message, name)
+    if hasattr(field, "CopyFrom"):
+        field.CopyFrom(value)
+    elif hasattr(field, "extend"):
+        field.extend(value)
+    else:
+        setattr(message, name, value)
+
+
+def _digest_of_large(model: onnx.ModelProto) -> str:
+    """Return a digest of a large model; the same whether its bytes are inside or beside it."""
+    bare, large = outline(model)
+    for index in large:
+        digest = tensor_digest(model.graph.initializer[index])
+        set_place(bare.graph.initializer[index], digest, 0, 0)
+    return sha256_bytes(bytes(bare.SerializeToString(deterministic=True)))
+
+
+def _save_large(model: onnx.ModelProto, path: Path) -> tuple[Path, Path]:
+    """Write a model as ``path`` and its large tensors as ``path`` with ``.data`` behind it.
+
+    The bytes go from file to file without being held in memory. When all of them lie in one file
+    already, that file is linked instead of copied where the file system allows it.
+
+    Raises:
+        ModelError: The graph alone is too large for one message.
+        OSError: The files cannot be written.
+    """
+    bare, large = outline(model)
+    beside = path.with_name(path.name + ".data")
+    tensors = [model.graph.initializer[index] for index in large]
+    places = _link(tensors, beside) or _write(tensors, beside)
+    for index, place in zip(large, places, strict=True):
+        set_place(bare.graph.initializer[index], beside.name, place.offset, place.length)
+    bare.ir_version = max(bare.ir_version, 3)
+    try:
+        path.write_bytes(bare.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise too_large("the graph without its weights") from error
+    return path, beside
+
+
+def too_large(what: str) -> ModelError:
+    """Return the error for what does not fit one message."""
+    return ModelError(
+        f"{what} takes more than the 2 GiB that one protobuf message can hold",
+        "this step handles smaller models only; others are not concerned",
+    )
+
+
+def _link(tensors: list[TensorProto], target: Path) -> list[Place]:
+    """Link the one file that holds all tensors; nothing when there is no such file or link."""
+    if not tensors or not all(is_external(t) for t in tensors):
+        return []
+    places = [place_of(tensor) for tensor in tensors]
+    files = {place.file for place in places}
+    # A file that holds much else (of another model) is not taken along.
+    if len(files) > 1 or _waste(places):
+        return []
+    try:
+        os.link(files.pop().resolve(), target)
+    except OSError:  # another file system, or one without links
+        return []
+    return places
+
+
+def _waste(places: list[Place]) -> bool:
+    """Tell whether much of the file is used by none of the tensors."""
+    size = places[0].file.stat().st_size
+    used = sum(length for _, length in {(p.offset, p.length) for p in places})
+    return size > used + used // 8 + len(places) * _ALIGN
+
+
+def _write(tensors: list[TensorProto], target: Path) -> list[Place]:
+    """Write the bytes of tensors, one behind the other, each at a whole page."""
+    places: list[Place] = []
+    with target.open("wb") as stream:
+        for tensor in tensors:
+            start = -(-stream.tell() // _ALIGN) * _ALIGN
+            stream.seek(start)
+            if is_external(tensor):
+                _copy_part(place_of(tensor), stream)
+            else:
+                for chunk in chunks(tensor):
+                    stream.write(chunk)
+            places.append(Place(target, start, stream.tell() - start))
+    return places
+
+
+def _copy_part(place: Place, out: BinaryIO) -> None:
+    """Append a part of a file to an open file."""
+    with place.file.open("rb") as source:
+        source.seek(place.offset)
+        left = place.length
+        while left:
+            block = source.read(min(left, CHUNK))
+            if not block:
+                raise ModelError(f"'{place.file}' is shorter than it was", "start again")
+            left -= len(block)
+            out.write(block)
