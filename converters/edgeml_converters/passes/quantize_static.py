@@ -1,20 +1,18 @@
 """QuantizeStatic: 8-bit weights and activations as QDQ, ranges from calibration data.
 
-onnxruntime's entropy calibration is not offered: with the 128 bins that ``quantize_static`` fixes
-for it (onnxruntime 1.31), its only candidate is the whole range, and the result is that of minmax.
+The quantiser is our own (``edgeml_converters.quantizer``): it stores what the runtime at hand
+gains by (``placement``), and finds ranges in bounded memory (``calibration``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import onnx
 
 from edgeml.errors import ModelError, UsageError, nearest
-from edgeml.tensors import Array
+from edgeml_converters.model import signature
 from edgeml_converters.passes.base import (
     CALIBRATION,
     FLOAT,
@@ -25,17 +23,24 @@ from edgeml_converters.passes.base import (
     PassContext,
     PassResult,
 )
-from edgeml_converters.passes.quantize import prepared, quantise
 from edgeml_converters.passes.shapes import real_inputs
+from edgeml_converters.quantizer import place_onnxruntime, place_openvino
+from edgeml_converters.quantizer.calibrate import observe
+from edgeml_converters.quantizer.graph import Index
+from edgeml_converters.quantizer.insert import insert
+from edgeml_converters.quantizer.parameters import STORED
+from edgeml_converters.quantizer.placement import Placement
+from edgeml_converters.quantizer.prepare import prepared
+from edgeml_converters.quantizer.ranges import METHODS
 
-_METHODS = {"minmax": "MinMax", "percentile": "Percentile"}
-_SCHEMES = {"u8s8": "QUInt8", "s8s8": "QInt8"}
-#: At most this many values of one input are fed in one calibration run.
-_CHUNK_VALUES = 1 << 18
+PLACEMENTS: dict[str, Callable[[Index, Iterable[str]], Placement]] = {
+    "onnxruntime": place_onnxruntime.place,
+    "openvino": place_openvino.place,
+}
 
 
 class QuantizeStatic:
-    """Quantise what onnxruntime can run in 8 bits; see the module."""
+    """Quantise what a runtime gains by in 8 bits; see the module."""
 
     name = "quantize_static"
     needs: frozenset[str] = frozenset({CALIBRATION, OPSET13, FLOAT})
@@ -48,6 +53,7 @@ class QuantizeStatic:
         reduce_range: bool = False,
         calibration: str = "minmax",
         exclude: Iterable[str] = (),
+        placement: str = "onnxruntime",
     ) -> None:
         """Choose the scheme.
 
@@ -55,19 +61,18 @@ class QuantizeStatic:
             scheme: ``u8s8`` (activations without sign: x86) or ``s8s8``.
             per_channel: One weight scale per output channel.
             reduce_range: Weights of 7 bits, for x86 without VNNI.
-            calibration: ``minmax`` or ``percentile``.
+            calibration: ``minmax``, ``percentile``, ``entropy`` or ``mse``.
             exclude: Names of nodes that stay float.
+            placement: The runtime that it is for, ``onnxruntime`` or ``openvino``.
 
         Raises:
             UsageError: An option has a value that it cannot have.
         """
-        if scheme.lower() not in _SCHEMES:
-            raise UsageError(f"unknown scheme '{scheme}'", nearest(scheme.lower(), _SCHEMES))
-        if calibration not in _METHODS:
-            raise UsageError(f"unknown calibration '{calibration}'", nearest(calibration, _METHODS))
-        self._scheme, self._per_channel = scheme.lower(), per_channel
-        self._reduce_range, self._calibration = reduce_range, calibration
+        self._scheme = _known("scheme", scheme.lower(), STORED)
+        self._per_channel, self._reduce_range = per_channel, reduce_range
+        self._calibration = _known("calibration", calibration, METHODS)
         self._exclude = tuple(exclude)
+        self._placement = _known("placement", placement, PLACEMENTS)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -78,6 +83,7 @@ class QuantizeStatic:
             "reduce_range": self._reduce_range,
             "calibration": self._calibration,
             "exclude": list(self._exclude),
+            "placement": self._placement,
         }
 
     def run(self, model: onnx.ModelProto, context: PassContext) -> PassResult:
@@ -85,75 +91,60 @@ class QuantizeStatic:
 
         Raises:
             ModelError: No calibration data, an unknown node to exclude, nothing to quantise, or
-                the quantiser failed.
+                the model does not run on the data.
         """
-        inputs = [i.name for i in real_inputs(model)]
+        ready = prepared(model)
+        inputs = [i.name for i in real_inputs(ready)]
         absent = [name for name in inputs if name not in context.calibration]
-        if absent:
+        if absent or not inputs:
             raise ModelError(
-                f"static quantisation needs calibration data for input '{absent[0]}'",
+                f"static quantisation needs calibration data for input '{(absent or ['?'])[0]}'",
                 "give evaluation data by --data",
             )
-        ready = prepared(model)
-        names = {node.name for node in ready.graph.node}
+        index = Index(ready)
         for name in self._exclude:
-            if name not in names:
-                raise ModelError(f"the model has no node '{name}' to exclude", nearest(name, names))
-        reader = _Reader(ready, {name: context.calibration[name] for name in inputs})
-
-        def call(source: Path, product: Path, folder: Path) -> None:
-            from onnxruntime import quantization as q
-
-            kind = getattr(q.QuantType, _SCHEMES[self._scheme])
-            q.quantize_static(
-                str(source),
-                str(product),
-                reader,
-                quant_format=q.QuantFormat.QDQ,
-                activation_type=kind,
-                weight_type=q.QuantType.QInt8,
-                per_channel=self._per_channel,
-                reduce_range=self._reduce_range,
-                nodes_to_exclude=list(self._exclude),
-                calibrate_method=getattr(q.CalibrationMethod, _METHODS[self._calibration]),
+            if name not in index.nodes:
+                raise ModelError(
+                    f"the model has no node '{name}' to exclude", nearest(name, index.nodes)
+                )
+        placement = PLACEMENTS[self._placement](index, self._exclude)
+        if not placement.weights:
+            raise ModelError(
+                "nothing to quantise: the model has no operator that this recipe makes 8-bit",
+                "keep it in float, or choose another recipe",
             )
+        data = {name: context.calibration[name] for name in inputs}
+        ranges = observe(ready, placement.readers, data, self._calibration, context.threads)
+        quantised = insert(
+            ready,
+            index,
+            placement,
+            ranges,
+            scheme=self._scheme,
+            per_channel=self._per_channel,
+            reduce_range=self._reduce_range,
+        )
+        _check(model, quantised)
+        samples = min(len(array) for array in data.values())
+        return PassResult(quantised, True, (f"ranges from {samples} samples",))
 
-        quantised = quantise(ready, call)
-        return PassResult(quantised, True, (f"ranges from {reader.samples} samples",))
+
+def _known(what: str, value: str, known: Iterable[str]) -> str:
+    """Return a value that is known.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if value not in known:
+        raise UsageError(f"unknown {what} '{value}'", nearest(value, known))
+    return value
 
 
-class _Reader:
-    """Feeds calibration data a bounded number of samples at a time."""
-
-    def __init__(self, model: onnx.ModelProto, data: dict[str, Array]) -> None:
-        self._values = real_inputs(model)
-        self._data = data
-        self.samples = min(len(array) for array in data.values())
-        self._feeds = self._iterate()
-
-    def get_next(self) -> dict[str, Array] | None:
-        """Return the next feed; None at the end."""
-        return next(self._feeds, None)
-
-    def rewind(self) -> None:
-        """Start again."""
-        self._feeds = self._iterate()
-
-    def _iterate(self) -> Iterator[dict[str, Array]]:
-        shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in self._values}
-        if all(shape and not shape[0] for shape in shapes.values()):
-            largest = max(int(array[:1].size) for array in self._data.values())
-            step = max(1, _CHUNK_VALUES // max(1, largest))
-            for start in range(0, self.samples, step):
-                stop = min(start + step, self.samples)
-                yield {name: array[start:stop] for name, array in self._data.items()}
-            return
-        steps = {name: (shape[0] or 1) if shape else 1 for name, shape in shapes.items()}
-        count = min(len(self._data[name]) // step for name, step in steps.items())
-        for i in range(count):
-            yield {
-                name: array[i * steps[name] : (i + 1) * steps[name]]
-                if shapes[name]
-                else np.asarray(array[i])
-                for name, array in self._data.items()
-            }
+def _check(model: onnx.ModelProto, quantised: onnx.ModelProto) -> None:
+    """Check that the product is a valid model with the same signature."""
+    if signature(quantised) != signature(model):
+        raise ModelError("quantising changed the inputs or outputs of the model", "report this")
+    try:
+        onnx.checker.check_model(quantised)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"the quantised model is invalid: {error}", "report this") from error
