@@ -26,11 +26,11 @@ GOLDEN_SAMPLES = 8
 QUANTILE = 0.999
 #: Precision -> the least relative tolerance: other orders of summation (fp32); 8 bits of
 #: mantissa through some layers (bf16); a few steps of 1/255 of a tensor's range (int8).
-FLOORS = {"fp32": 1e-3, "bf16": 0.03, "int8": 0.03}
+FLOORS = {"fp32": 1e-3, "fp16": 0.01, "bf16": 0.03, "int8": 0.03}
 #: No tolerance is wider than this share of the output's largest value.
 CEILING = 0.25
 #: Share of the elements that must be within the tolerance; one of many may sit on an edge.
-SHARE = {"fp32": 1.0, "bf16": 0.98, "int8": 0.98}
+SHARE = {"fp32": 1.0, "fp16": 0.98, "bf16": 0.98, "int8": 0.98}
 
 
 def pick(classes: Array | None, runs: int, most: int = GOLDEN_SAMPLES) -> list[int]:

@@ -2,8 +2,9 @@
 
 ``onnx-optimised`` and ``ort`` are for onnxruntime, ``openvino-ir`` for OpenVINO (see
 ``edgeml_converters.targets``). A profile that names one of them as its target gets every recipe in
-that form. Otherwise the best of a search are written in them too: of equally fast candidates the
-one that loads in clearly less time wins (``edgeml_converters.choose``).
+that form. Otherwise the best of a search are written in those too whose bytes are a function of
+the model (``ort`` is not): of equally fast candidates the one that loads in clearly less time wins
+(``edgeml_converters.choose``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ FORMS = {
     "ort": ("onnxruntime", "ort"),
     "openvino-ir": ("openvino", "ir"),
 }
+#: Those that a search offers by itself.
+_OFFERED = ("onnx-optimised", "openvino-ir")
 #: A runtime's best is written in other forms when it is within this factor of the best of all.
 _NEAR = 1.1
 
@@ -36,7 +39,8 @@ def recipes(plan: Plan) -> Iterator[Recipe]:
     tried = {recipe.name: recipe for recipe in plan.tried}
     standing = [c for c in plan.seen if _may_win(c)]
     best = min((_latency(c) for c in standing), default=0.0)
-    for target, (runtime, _short) in FORMS.items():
+    for target in _OFFERED:
+        runtime, _short = FORMS[target]
         mine = [c for c in standing if c.runtime == runtime and c.recipe in tried]
         first = min(mine, key=_latency, default=None)
         if first is None or _latency(first) > best * _NEAR or not _writable(target, plan.profile):

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import onnx
 
-from edgeml.errors import ModelError
 from edgeml.manifest import Binding
 from edgeml.runtime.bind import binding_identity
 from edgeml.tensors import TensorSpec
+from edgeml_converters.source.files import check_written, model_bytes, save_model
 from edgeml_converters.targets.base import Product
 
 _NAME = "model.onnx"
 
 
 class CpuTarget:
-    """Writes ``model.onnx``, weights inside."""
+    """Writes ``model.onnx``; the weights of a large model in ``model.onnx.data`` beside it."""
 
     name = "cpu"
 
@@ -33,11 +33,12 @@ class CpuTarget:
         """Write the file; see ``Target``.
 
         Raises:
-            ModelError: The model is larger than one protobuf message can be (2 GiB).
+            ModelError: What was written is not what was meant.
         """
-        (folder / _NAME).write_bytes(onnx_bytes(model))
+        files = save_model(model, folder / _NAME)
+        check_written(model, folder / _NAME)
         taken, given = bindings(model, inputs, outputs)
-        return Product((_NAME,), _NAME, taken, given)
+        return Product(tuple(file.name for file in files), _NAME, taken, given)
 
 
 class GpuTarget(CpuTarget):
@@ -52,14 +53,7 @@ def onnx_bytes(model: onnx.ModelProto) -> bytes:
     Raises:
         ModelError: It is larger than one protobuf message can be (2 GiB).
     """
-    try:
-        data: bytes = model.SerializeToString(deterministic=True)
-    except ValueError as error:
-        raise ModelError(
-            f"the model cannot be written as one ONNX file: {error}",
-            "models above 2 GiB are not handled yet",
-        ) from error
-    return data
+    return model_bytes(model)
 
 
 def bindings(

@@ -9,6 +9,10 @@ slower; its load is the shortest and needs no ONNX parser.
 
 The fusions depend on the machine type and use operators of onnxruntime's own domains: such a file
 is for devices with the same machine type and an onnxruntime not older than the one that wrote it.
+
+onnxruntime (1.31) writes one list of ``.ort`` in the random order of a hash table: the content is
+a function of the model, the bytes are not. So a search does not offer ``ort`` by itself; a profile
+that needs it names it as its target.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ runtimes. Only ``convert_model`` of OpenVINO sends telemetry; it is not used her
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,8 @@ _DTYPES = {
     "f32": "float32",
     "f64": "float64",
 }
+#: What follows the type in a name that OpenVINO gave.
+_COUNTED = re.compile(r"_\d+")
 #: Shapes that a session remembers.
 _MOST_SHAPES = 4096
 #: Devices that place a model on other devices, written ``NAME`` or ``NAME:DEVICE,DEVICE``.
@@ -223,6 +226,11 @@ def save_ir(model: Path, target: Path, *, half: bool = False) -> str:
     """
     library = _library()
     network = _read(model)
+    for number, node in enumerate(network.get_ordered_ops()):
+        # OpenVINO counts through a whole process what it names by itself: the same model would
+        # give other bytes the second time.
+        if _COUNTED.fullmatch(node.friendly_name.removeprefix(node.get_type_name())):
+            node.friendly_name = f"{node.get_type_name()}_{number}"
     try:
         library.save_model(network, str(target), compress_to_fp16=half)
     except _errors() as error:
