@@ -17,13 +17,39 @@ from edgeml.tensors import Array
 
 #: Operators of onnxruntime that multiply in 8 bits.
 _INT8 = frozenset(
-    "QLinearConv QLinearConvTranspose QLinearMatMul QGemm MatMulInteger MatMulIntegerToFloat "
-    "DynamicQuantizeMatMul ConvInteger ConvIntegerToFloat QAttention DynamicQuantizeLSTM".split()
+    {
+        "ConvInteger",
+        "ConvIntegerToFloat",
+        "DynamicQuantizeLSTM",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "QAttention",
+        "QGemm",
+        "QLinearConv",
+        "QLinearConvTranspose",
+        "QLinearMatMul",
+    }
 )
 #: Operators of onnxruntime that multiply in float, also those that it makes by fusing.
 _FLOAT = frozenset(
-    "Conv FusedConv NhwcFusedConv ConvTranspose FusedConvTranspose MatMul FusedMatMul "
-    "FusedMatMulActivation Gemm FusedGemm Attention LSTM GRU RNN MatMulNBits".split()
+    {
+        "Attention",
+        "Conv",
+        "ConvTranspose",
+        "FusedConv",
+        "FusedConvTranspose",
+        "FusedGemm",
+        "FusedMatMul",
+        "FusedMatMulActivation",
+        "GRU",
+        "Gemm",
+        "LSTM",
+        "MatMul",
+        "MatMulNBits",
+        "NhwcFusedConv",
+        "RNN",
+    }
 )
 #: Where the weights of an operator stand among its inputs, when it is not second.
 _WEIGHTS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
