@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeml.manifest import Score
 from edgeml_converters.results import SQNR_CEILING, AtThreads, Candidate
 
 NOTHING = "-"
@@ -36,10 +37,13 @@ def speedup(candidate: Candidate) -> str:
 
 def metric(candidate: Candidate) -> str:
     """Return the score with its interval's half width."""
-    if candidate.metric is None:
-        return NOTHING
-    low, high = candidate.metric.interval
-    return f"{candidate.metric.value:.4g} ± {(high - low) / 2:.2g}"
+    return NOTHING if candidate.metric is None else score(candidate.metric)
+
+
+def score(one: Score) -> str:
+    """Return a score with its interval's half width."""
+    low, high = one.interval
+    return f"{one.value:.4g} ± {(high - low) / 2:.2g}"
 
 
 def drop(candidate: Candidate) -> str:
@@ -54,6 +58,11 @@ def sqnr(candidate: Candidate) -> str:
     if candidate.sqnr_db is None:
         return NOTHING
     return "same" if candidate.sqnr_db >= SQNR_CEILING else f"{candidate.sqnr_db:.1f}"
+
+
+def decibels(value: float) -> str:
+    """Return a signal-to-noise ratio in a sentence."""
+    return "infinite (equal bit for bit)" if value >= SQNR_CEILING else f"{value:.1f} dB"
 
 
 def size(count: int | None) -> str:

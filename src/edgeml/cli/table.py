@@ -25,6 +25,11 @@ COMMANDS: dict[str, Row] = {
         "Make a model fast and small for a device, and prove it.",
         "convert",
     ),
+    "compare": Row(
+        "edgeml_converters.compare_cli:command",
+        "Compare two models or bundles: accuracy, latency, memory.",
+        "convert",
+    ),
     "bench": Row(
         "edgeml.cli.bench:command",
         "Measure a bundle's variants, or a model on every runtime, on this machine.",
