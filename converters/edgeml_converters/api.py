@@ -27,7 +27,7 @@ from edgeml_converters.choose import OBJECTIVES
 from edgeml_converters.data import EvaluationData
 from edgeml_converters.jobs import Limits
 from edgeml_converters.judge import Judge
-from edgeml_converters.model import model_bytes
+from edgeml_converters.model import save_model
 from edgeml_converters.packing import Contents, make_bundle
 from edgeml_converters.results import ConvertResult
 from edgeml_converters.rules import check_profile
@@ -63,7 +63,8 @@ def convert(
     """Make a model fast and small for one or more kinds of hardware, and prove it.
 
     Args:
-        model: An ONNX file.
+        model: An ONNX file; or ``module:function`` that returns a torch module with example
+            inputs, which is exported first.
         profile: Names of hardware profiles, or paths of your own; the first is preferred.
         data: Evaluation data: an ``.npz`` file or ``module:function``. Without it nothing that
             changes values is tried.
@@ -96,7 +97,7 @@ def convert(
     profiles = _profiles([profile] if isinstance(profile, str) else list(profile))
     _check_options(objective, effort, max_drop, threads, jobs)
     with _workplace() as folder:
-        source = Source.open(Path(model), shape)
+        source = Source.open(model, shape)
         _check_types(source)
         place = _check_bundle(source, name, version, out)
         if report is not None:
@@ -316,7 +317,7 @@ def _write_shared(folder: Path, source: Source, given: EvaluationData, plan: _Pl
     shared = _Shared(
         folder, folder / "source.onnx", folder / "samples.npz", folder / "calibration.npz"
     )
-    shared.model.write_bytes(model_bytes(source.model))
+    save_model(source.model, shared.model)
     samples.save(shared.samples, plan.samples)
     samples.save(shared.calibration, given.calibration if given.given else {})
     return shared

@@ -13,6 +13,8 @@ from edgeml.manifest import Binding
 from edgeml.plugins import table
 from edgeml_converters.source.checks import count_ops
 from edgeml_converters.source.external import all_graphs
+from edgeml_converters.source.files import outline
+from edgeml_converters.source.stored import is_large
 from edgeml_converters.worker import Traits
 
 #: Targets whose files a device beside the processor runs.
@@ -89,6 +91,7 @@ def traits(model: onnx.ModelProto, file: Path) -> Traits:
 def _rank(model: onnx.ModelProto) -> int:
     """Return the most axes of any tensor whose shape is known or can be inferred."""
     # When that fails, what is written in the model itself still counts.
+    model = outline(model)[0] if is_large(model) else model
     with suppress(onnx.shape_inference.InferenceError, ValueError):
         model = onnx.shape_inference.infer_shapes(model)
     ranks = [0]

@@ -181,19 +181,20 @@ class Measured(msgspec.Struct, frozen=True):
 
 def build(job: BuildJob) -> Built:
     """Apply the passes and write the files."""
-    import onnx
-
-    from edgeml_converters.model import model_digest
-    from edgeml_converters.passes.base import Pass, PassContext
+    from edgeml_converters.model import inlined, model_digest, read_model
+    from edgeml_converters.passes.base import Pass, PassContext, check_promises
     from edgeml_converters.rules import traits
 
-    model = onnx.load(job.model)
+    model = read_model(Path(job.model))
+    if job.passes:
+        model = inlined(model)
     context = PassContext(samples.load(Path(job.calibration)), job.seed, job.threads)
     steps: list[Step] = []
     before = model_digest(model)
     for call in job.passes:
         one: Pass = load("passes", call.name)(**call.options)
         result = one.run(model, context)
+        check_promises(one, model, result)
         model = result.model
         after = model_digest(model) if result.changed else before
         steps.append(Step(call.name, one.options, before, after, result.notes))

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 import onnx
 
+from edgeml.errors import ModelError
 from edgeml.tensors import Array
 
 #: Need: calibration data for every input.
@@ -38,8 +39,10 @@ INT8 = "int8"
 SMALLER = "smaller"
 #: Promise: applied to its own result it changes nothing.
 IDEMPOTENT = "idempotent"
+#: Promise: stored tensors that keep their name keep their values, bit by bit.
+WEIGHTS = "weights"
 #: All words for promises.
-PROMISES = frozenset({SIGNATURE, VALUES, STANDARD, INT8, SMALLER, IDEMPOTENT})
+PROMISES = frozenset({WEIGHTS, SIGNATURE, VALUES, STANDARD, INT8, SMALLER, IDEMPOTENT})
 
 
 class PassContext(msgspec.Struct, frozen=True):
@@ -95,3 +98,22 @@ class Pass(Protocol):
             ModelError: It cannot be applied to this model; the message names the node.
         """
         ...
+
+
+def check_promises(one: Pass, before: onnx.ModelProto, result: PassResult) -> None:
+    """Check what a run of a pass can be held to at once: that it left the stored tensors alone.
+
+    Raises:
+        ModelError: It promised that, and did not.
+    """
+    if WEIGHTS not in one.promises or not result.changed:
+        return
+    from edgeml_converters.source.stored import tensor_digests
+
+    had, has = tensor_digests(before), tensor_digests(result.model)
+    changed = [name for name, digest in has.items() if had.get(name, digest) != digest]
+    if changed:
+        raise ModelError(
+            f"pass {one.name} changed the stored tensor '{changed[0]}', which it must not",
+            "leave this recipe out, and report it",
+        )

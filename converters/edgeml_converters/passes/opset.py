@@ -15,6 +15,7 @@ from edgeml_converters.passes.base import (
     SIGNATURE,
     STANDARD,
     VALUES,
+    WEIGHTS,
     PassContext,
     PassResult,
 )
@@ -32,7 +33,7 @@ class UpgradeOpset:
 
     name = "upgrade_opset"
     needs: frozenset[str] = frozenset()
-    promises: frozenset[str] = frozenset({SIGNATURE, VALUES, STANDARD, IDEMPOTENT})
+    promises: frozenset[str] = frozenset({SIGNATURE, VALUES, STANDARD, IDEMPOTENT, WEIGHTS})
 
     def __init__(self, opset: int = 17) -> None:
         """Take the lowest version to leave."""

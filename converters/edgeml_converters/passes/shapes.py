@@ -8,7 +8,16 @@ from typing import Any
 import onnx
 
 from edgeml.errors import ModelError, nearest
-from edgeml_converters.passes.base import IDEMPOTENT, STANDARD, VALUES, PassContext, PassResult
+from edgeml_converters.passes.base import (
+    IDEMPOTENT,
+    STANDARD,
+    VALUES,
+    WEIGHTS,
+    PassContext,
+    PassResult,
+)
+from edgeml_converters.source.files import outline
+from edgeml_converters.source.stored import is_large
 
 
 def real_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -83,8 +92,9 @@ def _fix(value: onnx.ValueInfoProto, shape: tuple[int, ...], names: dict[str, in
 
 def _refresh_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fill in the outputs' axes that now follow from the inputs."""
+    bare = outline(model)[0] if is_large(model) else model
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         raise ModelError(
             f"the model does not allow these shapes: {error}", "give other shapes"
@@ -99,7 +109,7 @@ class FixShapes:
 
     name = "fix_shapes"
     needs: frozenset[str] = frozenset()
-    promises: frozenset[str] = frozenset({VALUES, STANDARD, IDEMPOTENT})
+    promises: frozenset[str] = frozenset({VALUES, STANDARD, IDEMPOTENT, WEIGHTS})
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Take input name -> shape; -1 leaves an axis as it is."""
@@ -126,7 +136,7 @@ class FixBatch:
 
     name = "fix_batch"
     needs: frozenset[str] = frozenset()
-    promises: frozenset[str] = frozenset({VALUES, STANDARD, IDEMPOTENT})
+    promises: frozenset[str] = frozenset({VALUES, STANDARD, IDEMPOTENT, WEIGHTS})
 
     def __init__(self, batch: int = 1) -> None:
         """Take the number of samples per run."""

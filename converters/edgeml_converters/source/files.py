@@ -28,10 +28,13 @@ from edgeml_converters.source.stored import (
     place_of,
     set_place,
     tensor_digest,
+    tensor_digests,
 )
 
 #: Where a tensor starts in a data file: a multiple of the largest page size, so it can be mapped.
 _ALIGN = 1 << 16
+#: A place that is none; the checker of onnx looks for no file behind a name like this.
+_ELSEWHERE = "#elsewhere"
 
 
 def model_bytes(model: onnx.ModelProto) -> bytes:
@@ -84,6 +87,22 @@ def read_model(path: Path) -> onnx.ModelProto:
     return model
 
 
+def check_written(model: onnx.ModelProto, path: Path) -> None:
+    """Read a file back, and check that every stored tensor is in it with its values.
+
+    Raises:
+        ModelError: One is missing, or has other bytes.
+    """
+    want, got = tensor_digests(model), tensor_digests(read_model(path))
+    for name, digest in want.items():
+        if got.get(name) != digest:
+            raise ModelError(
+                f"'{path.name}' was written with {'other' if name in got else 'no'} bytes for the "
+                f"weight '{name}'",
+                "check the disk; nothing was kept",
+            )
+
+
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with all its bytes in memory; the given one when they are.
 
@@ -101,7 +120,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 def outline(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[int]]:
     """Return a copy without the bytes of large tensors, and which tensors these are.
 
-    Each has an empty place (``location`` empty) in the copy. The bytes are never copied.
+    In the copy they only say that they are elsewhere. The bytes are never copied.
     """
     bare = onnx.ModelProto()
     for field, value in model.ListFields():
@@ -118,7 +137,7 @@ def outline(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[int]]:
             continue
         kept.name, kept.data_type = tensor.name, tensor.data_type
         kept.dims.extend(tensor.dims)
-        set_place(kept, "", 0, 0)
+        set_place(kept, _ELSEWHERE, 0, 0)
         large.append(index)
     return bare, large
 

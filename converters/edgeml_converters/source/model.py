@@ -16,8 +16,8 @@ from edgeml.manifest import Step
 from edgeml.runtime.base import ProgramOptions
 from edgeml.runtime.onnxruntime import OnnxRuntime
 from edgeml.tensors import TensorSpec
+from edgeml_converters.passes import shapes as shaping  # these modules need each other
 from edgeml_converters.passes.base import Pass, PassContext
-from edgeml_converters.passes.shapes import fix_shapes
 from edgeml_converters.source import checks, torch_export
 from edgeml_converters.source.external import load_external
 from edgeml_converters.source.files import model_digest, outline, save_model
@@ -96,7 +96,7 @@ class Source:
         steps: tuple[Step, ...] = ()
         if shapes:
             before = model_digest(model)
-            model = fix_shapes(model, shapes)
+            model = shaping.fix_shapes(model, shapes)
             told = {"shapes": {name: list(shape) for name, shape in shapes.items()}}
             steps = (Step("fix_shapes", told, before, model_digest(model)),)
         try:
