@@ -16,18 +16,20 @@ from edgeml_converters.model import model_bytes, model_digest, run_model, signat
 from edgeml_converters.passes import base
 from edgeml_converters.passes.base import PassContext
 from edgeml_converters.source.checks import count_ops
-from tests.support.models import cnn, mlp
+from tests.support.models import block, cnn, mlp
 
 #: Pass -> options, for passes that need some or that do nothing to these models without.
 OPTIONS = {
     "upgrade_opset": {"opset": 18},
     "fix_shapes": {"shapes": {"x": [4, 4], "image": [4, -1, -1, -1]}},
     "fix_batch": {"batch": 2},
+    "prune_channels": {"amount": 0.1, "multiple": 1},
+    "prune_hidden": {"amount": 0.1, "multiple": 1},
     "quantize_mixed": {"keep": []},  # without it, it decides by what it measures
 }
 #: Largest error of a pass that does not promise VALUES, relative to the largest output.
 LOOSE = 0.25
-MODELS = {"mlp": lambda: mlp(16, 64, 5), "cnn": cnn}
+MODELS = {"mlp": lambda: mlp(16, 64, 5), "cnn": cnn, "block": block}
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "MatMulInteger", "QLinear", "MatMulNBits")
 
 
