@@ -87,3 +87,51 @@ def cnn(channels=8, classes=10, size=8, seed=0, opset=17):
     model.ir_version = 9
     onnx.checker.check_model(model)
     return model
+
+
+def block(hidden=16, rows=4, classes=3, seed=0, opset=17, outlier=20.0):
+    """A block of a transformer without attention: tokens [-1, rows, hidden] -> y.
+
+    Norm, two products with Relu between, a residual connection from behind the norm, a second
+    norm, a product. Channel 0 of the first norm is ``outlier`` times as large as the others.
+    """
+    rng = np.random.default_rng(seed)
+
+    def weight(name, *shape):
+        values = rng.normal(size=shape) / np.sqrt(shape[0])
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    gamma = np.ones(hidden, np.float32)
+    gamma[0] = outlier
+    nodes = [
+        helper.make_node("LayerNormalization", ["tokens", "g1", "e1"], ["n1"], name="norm1"),
+        helper.make_node("MatMul", ["n1", "w1"], ["m1"], name="up"),
+        helper.make_node("Add", ["m1", "b1"], ["a1"], name="up_bias"),
+        helper.make_node("Relu", ["a1"], ["r1"], name="relu"),
+        helper.make_node("MatMul", ["r1", "w2"], ["m2"], name="down"),
+        helper.make_node("Add", ["m2", "b2"], ["a2"], name="down_bias"),
+        helper.make_node("Add", ["a2", "n1"], ["s1"], name="residual"),
+        helper.make_node("LayerNormalization", ["s1", "g2", "e2"], ["n2"], name="norm2"),
+        helper.make_node("MatMul", ["n2", "w3"], ["y"], name="head"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "block",
+        [helper.make_tensor_value_info("tokens", TensorProto.FLOAT, ["batch", rows, hidden])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", rows, classes])],
+        [
+            numpy_helper.from_array(gamma, "g1"),
+            weight("e1", hidden),
+            weight("w1", hidden, 4 * hidden),
+            weight("b1", 4 * hidden),
+            weight("w2", 4 * hidden, hidden),
+            weight("b2", hidden),
+            weight("g2", hidden),
+            weight("e2", hidden),
+            weight("w3", hidden, classes),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model.ir_version = 9
+    onnx.checker.check_model(model)
+    return model

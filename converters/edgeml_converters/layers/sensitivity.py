@@ -53,14 +53,55 @@ def local_noise(
     }
 
 
+def channel_shift(
+    source: onnx.ModelProto,
+    quantised: onnx.ModelProto,
+    axes: Mapping[str, int],
+    calibration: Mapping[str, Array],
+    samples: int = 16,
+    threads: int = 1,
+) -> dict[str, Array]:
+    """Return node name -> mean of (quantised minus exact) output, for each channel.
+
+    Args:
+        source: The float model; its nodes have names.
+        quantised: What a quantiser made of it (QDQ), with the same names of nodes and tensors.
+        axes: Node -> the axis of channels of its output; others are left out.
+        calibration: Input name -> array, samples on axis 0.
+        samples: Use at most so many.
+        threads: Of every run.
+
+    Raises:
+        ModelError: The model does not load, or an input has no data.
+    """
+    built = _Twins(source, quantised)
+    found = {name: built.differences[name] for name in axes if name in built.nodes}
+    sums: dict[str, Array] = {}
+    counts: dict[str, int] = {}
+    with tapped(built.model, found.values(), threads) as run:
+        for feed in feeds(source, calibration, samples):
+            outputs = run(feed)
+            for name, tensor in found.items():
+                rows = np.moveaxis(outputs[tensor], axes[name], -1)
+                rows = rows.reshape(-1, rows.shape[-1])
+                sums[name] = sums.get(name, 0.0) + rows.sum(axis=0, dtype=np.float64)
+                counts[name] = counts.get(name, 0) + len(rows)
+    return {name: total / max(counts[name], 1) for name, total in sums.items()}
+
+
 class _Twins:
-    """The graph with both; ``nodes`` is node -> (signal, noise), names of outputs."""
+    """The graph with both.
+
+    ``nodes`` is node -> names of the outputs (signal, noise); ``differences`` is node -> the
+    tensor (quantised minus exact).
+    """
 
     def __init__(self, source: onnx.ModelProto, quantised: onnx.ModelProto) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(source)
         self.graph = self.model.graph
         self.nodes: dict[str, tuple[str, str]] = {}
+        self.differences: dict[str, str] = {}
         self._exact = {name for node in source.graph.node for name in node.output}
         self._exact |= {i.name for i in source.graph.input}
         self._maker = {name: node for node in quantised.graph.node for name in node.output}
@@ -97,6 +138,7 @@ class _Twins:
         copy.output.extend([output, *(f"{name}{_MARK}" for name in exact.output[1:] if name)])
         self.graph.node.append(copy)
         self.nodes[exact.name] = self._sums(exact.output[0], output)
+        self.differences[exact.name] = f"{output}~diff"
 
     def _rounded(self, dequantize: onnx.NodeProto) -> str | None:
         """Return the name of rounded values in the twin graph; None when there are none."""
@@ -141,7 +183,7 @@ class _Twins:
         signal, noise, diff = (f"{rough}~{word}" for word in ("signal", "noise", "diff"))
         self.graph.node.extend(
             [
-                helper.make_node("Sub", [exact, rough], [diff], name=diff),
+                helper.make_node("Sub", [rough, exact], [diff], name=diff),
                 helper.make_node("ReduceSumSquare", [exact], [signal], name=signal, keepdims=0),
                 helper.make_node("ReduceSumSquare", [diff], [noise], name=noise, keepdims=0),
             ]

@@ -163,6 +163,7 @@ class _Work:
             plain = self._times(self.model)
             names = set(plain) | set(integer)
             self._gain = {n: plain.get(n, 0.0) - integer.get(n, 0.0) for n in names}
+            self._slow = {n for n in names if _slower(integer.get(n, 0.0), plain.get(n, 0.0))}
         return self._gain
 
     def _times(self, model: onnx.ModelProto) -> dict[str, float]:
