@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from edgeml.errors import ModelError
 from edgeml.tensors import Array
-from edgeml_converters.passes.shapes import fix_shapes, real_inputs
+from edgeml_converters.passes.shapes import real_inputs
 from edgeml_converters.quantizer.histogram import Histogram
 from edgeml_converters.quantizer.parameters import Range
 from edgeml_converters.quantizer.prepare import infer, light
@@ -127,14 +127,18 @@ def feeds(model: onnx.ModelProto, data: Mapping[str, Array], most: int) -> list[
 
 def _sizes(model: onnx.ModelProto, names: list[str], data: Mapping[str, Array]) -> dict[str, int]:
     """Return how many values of one sample each tensor holds, guessed where it is not known."""
-    shapes = {}
-    for value in real_inputs(model):
-        dims = value.type.tensor_type.shape.dim
-        if dims and value.name in data:
-            shapes[value.name] = (dims[0].dim_value or 1, *data[value.name].shape[1:])
-    batch = next((shape[0] for shape in shapes.values()), 1)
+    bare = light(model)
+    batch = 1
+    for value in real_inputs(bare):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.dim_value and value.name in data:
+                dim.dim_value = data[value.name].shape[axis] if axis else 1
+            if axis == 0:
+                batch = dim.dim_value or 1
+    for output in bare.graph.output:
+        output.type.tensor_type.ClearField("shape")
     try:
-        known = {v.name: v for v in infer(fix_shapes(light(model), shapes))}
+        known = {v.name: v for v in infer(bare)}
     except ModelError:
         return dict.fromkeys(names, _UNKNOWN)
     return {name: _size(known.get(name), batch) for name in names}

@@ -172,7 +172,7 @@ class _Insertion:
                 node.input[found.bias] = self._add(f"{name}_bias", bias)
             return
         scale = np.broadcast_to(stored.scale, bias.shape) if stored.scale.ndim else stored.scale
-        values, scales = rules.bias(bias, source.scale, np.ascontiguousarray(scale))
+        values, scales = rules.bias(bias, source.scale, np.asarray(scale, order="C"))
         tensor = original.input[found.bias]
         node.input[found.bias] = self._dequantised(
             tensor, values, scales, 0 if scales.ndim else None, name, None
@@ -246,7 +246,7 @@ class _Insertion:
         return free
 
     def _append(self, name: str, array: Array) -> None:
-        self.added.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.added.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
 
 
 def _parameters(

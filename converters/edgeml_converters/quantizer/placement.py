@@ -127,7 +127,7 @@ def stored_output(node: onnx.NodeProto, index: Index) -> str:
     return str((clamp or node).output[0])
 
 
-def opset_allows(node: onnx.NodeProto) -> bool:
+def is_simple(node: onnx.NodeProto) -> bool:
     """Tell whether attributes of a node leave it one of the simple cases."""
     return not (node.op_type == "Resize" and _mode(node) != "nearest")
 
