@@ -318,7 +318,7 @@ def _check_labels(
 
 
 def _random(inputs: tuple[TensorSpec, ...], seed: int) -> EvaluationData:
-    """Return samples of chance: floats standard normal, the rest 0 or 1, variable axes 1."""
+    """Return samples of chance: floats standard normal, bytes 0 to 255, the rest 0 or 1."""
     rng = np.random.default_rng(seed)
 
     def draw(runs: int) -> dict[str, Array]:
@@ -327,7 +327,9 @@ def _random(inputs: tuple[TensorSpec, ...], seed: int) -> EvaluationData:
             inner = tuple(1 if n == -1 else n for n in spec.shape[1:])
             shape = (runs * _batch(spec), *inner)
             floats = np.dtype(spec.dtype).kind == "f"
-            values = rng.standard_normal(shape) if floats else rng.integers(0, 2, shape)
+            # Bytes are images as a rule; larger integers are indices as a rule, so stay small.
+            most = 256 if spec.dtype == "uint8" else 2
+            values = rng.standard_normal(shape) if floats else rng.integers(0, most, shape)
             made[spec.name] = values.astype(spec.dtype)
         return made
 

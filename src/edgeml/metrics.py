@@ -170,6 +170,9 @@ class _Shares:
             values = squeeze(array)
             if values.ndim == 1 and values.dtype.kind in "iu" and self._k == 1:
                 return np.asarray(values == wanted)
+            if values.ndim == 2 and values.dtype.kind in "iu" and values.shape[1] >= self._k:
+                # Class numbers, best first, as the top classes of postprocessing are.
+                return np.asarray((values[:, : self._k] == wanted[:, None]).any(axis=1))
             if values.ndim == 2 and values.dtype.kind == "f":
                 self._check(wanted, values.shape[1])
                 # Stable: of equal scores the lower class number wins, on every machine.

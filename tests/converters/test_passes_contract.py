@@ -25,6 +25,9 @@ OPTIONS = {
     "fix_batch": {"batch": 2},
     "prune_channels": {"amount": 0.1, "multiple": 1},
     "prune_hidden": {"amount": 0.1, "multiple": 1},
+    "preprocess": {"dtype": "float32", "layout": "chw", "color": "gray", "scale": 0.9},
+    # What else it does gives other outputs; test_processing has it.
+    "postprocess": {"labels": ["one", "two"]},
     "quantize_mixed": {"keep": []},  # without it, it decides by what it measures
 }
 #: Largest error of a pass that does not promise VALUES, relative to the largest output.

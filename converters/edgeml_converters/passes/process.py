@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx
 
-from edgeml_converters.passes.base import STANDARD, WEIGHTS, PassContext, PassResult
+from edgeml_converters.passes.base import OPSET13, STANDARD, WEIGHTS, PassContext, PassResult
 from edgeml_converters.processing import after, before
 from edgeml_converters.processing.spec import Postprocess, Preprocess, from_options, options_of
 
@@ -15,7 +15,7 @@ class PreprocessPass:
     """Put resizing, cropping, normalising and turning in front of an input."""
 
     name = "preprocess"
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset({OPSET13})
     promises: frozenset[str] = frozenset({STANDARD, WEIGHTS})
 
     def __init__(self, **options: Any) -> None:
@@ -44,7 +44,7 @@ class PostprocessPass:
     """Put softmax, the best classes or non-maximum suppression behind an output."""
 
     name = "postprocess"
-    needs: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset({OPSET13})
     promises: frozenset[str] = frozenset({STANDARD, WEIGHTS})
 
     def __init__(self, **options: Any) -> None:
@@ -67,4 +67,6 @@ class PostprocessPass:
             ModelError: It does not fit the model.
         """
         made = after.build(model, self.spec)
-        return PassResult(made, len(made.graph.node) != len(model.graph.node))
+        if len(made.graph.node) == len(model.graph.node):
+            return PassResult(model, False, ("labels only",))
+        return PassResult(made, True)

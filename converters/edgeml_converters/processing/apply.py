@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from edgeml.errors import UsageError
+from edgeml.errors import DataError, UsageError
+from edgeml_converters.data import EvaluationData
 from edgeml_converters.passes.base import Pass
 from edgeml_converters.passes.opset import UpgradeOpset
 from edgeml_converters.passes.process import PostprocessPass, PreprocessPass
@@ -70,3 +72,23 @@ def _labels(source: Source, spec: Postprocess, so_far: tuple[str, ...]) -> tuple
     if so_far and so_far != spec.labels:
         raise UsageError("--postprocess: two outputs have different labels, expected one list")
     return spec.labels
+
+
+def open_data(
+    data: str | Path | None, source: Source, seed: int, preprocess: Sequence[str]
+) -> EvaluationData:
+    """Read evaluation data, which have the form of the inputs as they are now.
+
+    Raises:
+        DataError: They cannot be used; after preprocessing the hint says which form is wanted.
+    """
+    try:
+        return EvaluationData.open(data, source.inputs, seed)
+    except DataError as error:
+        if not preprocess:
+            raise
+        raise DataError(
+            error.message,
+            f"{error.hint + '; ' if error.hint else ''}with --preprocess the data are as a device "
+            "gives them, before any of it",
+        ) from error

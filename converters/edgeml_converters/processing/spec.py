@@ -393,7 +393,7 @@ def _finite(value: float) -> bool:
 
 def options_of(spec: Preprocess | Postprocess) -> dict[str, Any]:
     """Return what was chosen as JSON values, for the lineage."""
-    found: dict[str, Any] = msgspec.to_builtins(spec)
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(spec))
     return found
 
 
