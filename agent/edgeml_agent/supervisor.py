@@ -1,8 +1,9 @@
 """Supervisor: everything on a device but inference.
 
 Threads: the main one (watches the data plane, collects counts, reports), one for orders, one for
-the updater, and the link's own. It never loads a runtime: a library that crashes takes the data
-plane with it, not the way to the fleet. Start-up and rollback need only what is on the disk.
+the updater, one for measuring, and the link's own. It never loads a runtime: a library that
+crashes takes the data plane with it, not the way to the fleet. Start-up and rollback need only what
+is on the disk.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from edgeml_agent.config import AgentConfig
 from edgeml_agent.dataplane import DataPlane, PlaneCommand
 from edgeml_agent.fetch import BlockFetcher
 from edgeml_agent.keeper import Keeper
+from edgeml_agent.measurer import Measurer, Surroundings
 from edgeml_agent.orders import Orders, Trust
 from edgeml_agent.phases import Phases
 from edgeml_agent.slots import BundleStore
@@ -169,7 +171,33 @@ class Supervisor:
             self.updater.wake,
             self._outbox.event,
         )
+        self.measurer = Measurer(
+            folder / "measure",
+            Surroundings(
+                config.fleet, config.device, self._machine.facts, self._unquiet, self._requests
+            ),
+            fetcher,
+            trust,
+            self._clock,
+            lambda answer: self._link.publish(self._up("rpc"), encode(answer)),
+            self._outbox.event,
+        )
         self._collector = Collector(self.keeper, self._outbox, config.telemetry.window_seconds)
+
+    def _unquiet(self) -> str:
+        """Return why this device has better to do than to measure; empty when it has not."""
+        slots = self.store.state.slots
+        for name, slot in slots.items():
+            if slot.phase is not Phase.IDLE:
+                return f"slot {name} is in {slot.phase}"
+        if not self.keeper.ready:
+            return "the data plane is not ready"
+        for name, failure in self.keeper.failures.items():
+            return f"slot {name} does not serve what it should: {failure}"
+        return ""
+
+    def _requests(self) -> int:
+        return sum(status.requests for status in self.keeper.statuses.values())
 
     def acts(self, phases: Phases) -> Mapping[Phase, Act]:
         """Return phase -> act; a place to put something around them."""
@@ -197,6 +225,7 @@ class Supervisor:
         threads = [
             threading.Thread(target=self.orders.run, name="orders", daemon=True),
             threading.Thread(target=self.updater.run, name="updater", daemon=True),
+            threading.Thread(target=self.measurer.run, name="measurer", daemon=True),
         ]
         for thread in threads:
             thread.start()
@@ -223,6 +252,7 @@ class Supervisor:
         logger.info("stopping")
         self.updater.stop()
         self.orders.stop()
+        self.measurer.stop()
         self._fetcher.stop()
         self._collector.collect()
         self._outbox.flush()
@@ -353,6 +383,9 @@ class Supervisor:
         """Do what the fleet asks."""
         if call.method == "ack":
             self._outbox.acknowledged(call.params)
+            return
+        if call.method in ("measure", "measure_cancel"):
+            self.measurer.call(call)
             return
         result: Any = None
         error = ""

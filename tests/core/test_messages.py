@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgeml.errors import NotTrustedError
 from edgeml.hardware import DeviceFacts
-from edgeml.messages import payloads, topics
+from edgeml.messages import measuring, payloads, topics
 from edgeml.messages.payloads import MAX_PAYLOAD, decode, encode
 
 KINDS = [
@@ -25,8 +25,11 @@ KINDS = [
     payloads.BlockRequest,
     payloads.BlockReply,
     payloads.DesiredState,
+    measuring.MeasureOrder,
+    measuring.MeasureStatus,
 ]
 PARTS = [payloads.Ref, payloads.SlotReport, payloads.SlotTarget, DeviceFacts]
+PARTS += [measuring.Figures, measuring.Conditions]
 BINARY = (payloads.Telemetry, payloads.BlockReply)
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "mqtt.md"
 

@@ -13,6 +13,7 @@ from edgeml.errors import NotTrustedError
 from edgeml.fleet.blocks import BlockServer
 from edgeml.fleet.controller import Controller
 from edgeml.fleet.registry import Registry
+from edgeml.fleet.scratch import Scratch
 from edgeml.fleet.services import Services
 from edgeml.fleet.store import Store
 from edgeml.fleet.views import RolloutRequest
@@ -229,9 +230,16 @@ class SimFleet:
         self.store = Store.at(self.folder / "fleet.db")
         link = MemoryLink(self.broker, f"fleet-{random.getrandbits(32):x}")
         self.registry = Registry(self.folder / "registry", self.trust)
-        self.blocks = BlockServer(link, self.registry, self.trust.metadata)
+        self.scratch = Scratch(self.folder / "scratch", self.registry)
+        self.blocks = BlockServer(link, self.scratch, self.trust.metadata)
         self.controller = Controller(
-            FLEET, self.store, link, self.trust.director_signer, self.blocks, clock=self.clock
+            FLEET,
+            self.store,
+            link,
+            self.trust.director_signer,
+            self.blocks,
+            scratch=self.scratch,
+            clock=self.clock,
         )
         self.services = Services(
             self.store,
@@ -239,6 +247,7 @@ class SimFleet:
             self.registry,
             lambda: self.trust.root_bytes,
             ("127.0.0.1", 1883),
+            self.scratch,
         )
         self.link = link
         link.open()

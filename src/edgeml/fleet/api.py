@@ -22,7 +22,6 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from edgeml.errors import (
-    BundleError,
     EdgemlError,
     GateError,
     InputError,
@@ -32,6 +31,8 @@ from edgeml.errors import (
     UsageError,
 )
 from edgeml.fleet import views
+from edgeml.fleet.api_measuring import measuring_routes
+from edgeml.fleet.api_upload import received
 from edgeml.fleet.auth import SESSION_SECONDS, User
 from edgeml.fleet.openapi import (
     Alias,
@@ -49,7 +50,6 @@ logger = logging.getLogger(__name__)
 
 COOKIE = "edgeml_session"
 MAX_BODY = 1 << 20
-MAX_BUNDLE = 8 << 30
 _STREAM_QUEUE = 1000
 _KEEPALIVE = 15.0
 _STATUS: tuple[tuple[type[EdgemlError], int], ...] = (
@@ -84,6 +84,7 @@ def create_app(services: Services) -> FastAPI:
     _read_routes(app, services, guard)
     _rollout_routes(app, services, guard)
     _registry_routes(app, services, guard)
+    measuring_routes(app, services, guard.viewer, guard.admin)
     return app
 
 
@@ -356,22 +357,7 @@ def _registry_routes(app: FastAPI, services: Services, guard: _Guard) -> None:
     @app.post("/api/v1/models", tags=["registry"], **shape(views.VersionRow))
     async def push(request: Request, user: User = admin) -> Response:
         """Take a bundle in: one tar, as application/octet-stream."""
-        if request.headers.get("content-type") != "application/octet-stream":
-            raise UsageError("a bundle is sent as application/octet-stream")
-        with services.registry.upload() as path:
-            size = 0
-            with path.open("xb") as stream:
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > MAX_BUNDLE:
-                        raise UsageError(f"a bundle of more than {MAX_BUNDLE} bytes")
-                    await run_in_threadpool(stream.write, chunk)
-            try:
-                return reply(await run_in_threadpool(services.push, path, user.name))
-            except (BundleError, NotTrustedError) as error:
-                # Where it lay for a moment here tells nothing to the one who sent it.
-                said = error.message.replace(str(path), "the file that was sent")
-                raise type(error)(said, error.hint) from error
+        return reply(await received(request, services, lambda p: services.push(p, user.name)))
 
     asks = shape(views.VersionRow, takes=Alias)
 

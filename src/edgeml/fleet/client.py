@@ -17,6 +17,7 @@ import msgspec
 from edgeml import errors
 from edgeml.errors import EdgemlError, InputError, InternalError, UnreachableError, UsageError
 from edgeml.fleet import views
+from edgeml.fleet.measurement import Measurement, MeasureRequest
 
 T = TypeVar("T")
 _TIMEOUT = 60.0
@@ -92,6 +93,29 @@ class FleetClient:
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         return _decode(data, views.VersionRow)
+
+    def measure(self, path: Path, request: MeasureRequest) -> Measurement:
+        """Send a bundle whose variants devices shall measure.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        query = urllib.parse.urlencode(msgspec.to_builtins(request))
+        try:
+            with _opened(path) as stream:
+                place = f"measurements?{query}"
+                data = self._request("POST", place, stream, "application/octet-stream")
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        return _decode(data, Measurement)
+
+    def measurement(self, job: str) -> Measurement:
+        """Return a measurement with what its devices said."""
+        return self._get(f"measurements/{_quoted(job)}", Measurement)
+
+    def cancel_measurement(self, job: str) -> Measurement:
+        """End a measurement."""
+        return _decode(self._send("POST", f"measurements/{_quoted(job)}/cancel", {}), Measurement)
 
     def set_alias(self, model: str, alias: str, version: str) -> views.VersionRow:
         """Point an alias at a version."""

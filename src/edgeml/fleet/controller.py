@@ -12,15 +12,16 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, Protocol, TypeVar, cast
 
+import msgspec
 from securesystemslib.signer import Signer
 from sqlalchemy.exc import SQLAlchemyError
 
-from edgeml.errors import UnreachableError
-from edgeml.fleet import inventory, telemetry
+from edgeml.errors import NotTrustedError, UnreachableError
+from edgeml.fleet import inventory, measuring, telemetry
 from edgeml.fleet.blocks import BlockServer
 from edgeml.fleet.engine import RolloutEngine
 from edgeml.fleet.ingest import ingest
@@ -30,8 +31,9 @@ from edgeml.fleet.views import Change
 from edgeml.fleet.work import Work
 from edgeml.link.base import Link, LinkMessage
 from edgeml.messages import topics
-from edgeml.messages.payloads import DesiredState, Rpc, encode
+from edgeml.messages.payloads import DesiredState, Rpc, decode, encode
 from edgeml.trust import desired as trust_desired
+from edgeml.trust import measuring as trust_measuring
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,14 @@ _PRUNE_EVERY = 3600.0
 _REMIND_EVERY = 5.0
 _EVENTS_AT_ONCE = 5
 KEEP_DAYS = 14.0
+
+
+class Keeper(Protocol):
+    """What holds bundles that are measured."""
+
+    def keep(self, digests: Collection[str]) -> None:
+        """Remove all bundles but these."""
+        ...
 
 
 class _Question(NamedTuple):
@@ -64,6 +74,7 @@ class Controller:
         link: The connection to the broker; opened by ``start``, closed by ``stop``.
         signer: The director's key.
         blocks: Answers requests for pieces.
+        scratch: Told which bundles of candidates are still measured; None where none ever are.
         clock: Unix seconds.
         tick: Seconds between two looks at the gates.
         keep_days: Older telemetry and events are dropped, at the start and every hour.
@@ -77,6 +88,7 @@ class Controller:
         signer: Signer,
         blocks: BlockServer,
         *,
+        scratch: Keeper | None = None,
         clock: Callable[[], float] = time.time,
         tick: float = 1.0,
         keep_days: float = KEEP_DAYS,
@@ -87,10 +99,12 @@ class Controller:
         self.clock = clock
         self.presence = Presence(clock())
         self._store, self._link, self._signer, self._blocks = store, link, signer, blocks
+        self._scratch = scratch
         self._tick = tick
         self._next_tick = 0.0
         self._keep = keep_days * 24 * 3600.0
         self._next_prune = 0.0
+        self._next_order = 0.0
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._watchers: list[Callable[[Change], None]] = []
         self._next_reminder = 0.0
@@ -157,7 +171,9 @@ class Controller:
             return
         if address.kind == "block":
             self._blocks.ask(address, message)
-        elif address.kind != "rpc":
+        elif address.kind == "rpc":
+            self._queue.put(lambda work: _reply(work, address.device, message.payload))
+        else:
             self._queue.put(lambda work: ingest(work, self.engine, self.presence, address, message))
 
     def _on_connection(self, connected: bool) -> None:
@@ -275,6 +291,12 @@ class Controller:
         for (device, boot), sequences in work.acks.items():
             ack = Rpc(id="", method="ack", params={"boot": boot, "sequences": sequences})
             self._link.publish(topics.down(self.fleet, device, "rpc"), encode(ack))
+        for order in work.orders:
+            mine = msgspec.structs.replace(order, fleet=self.fleet)
+            params = {"envelope": trust_measuring.sign(mine, self._signer).decode()}
+            work.calls.append((order.device, Rpc(id=order.id, method="measure", params=params)))
+        for device, call in work.calls:
+            self._link.publish(topics.down(self.fleet, device, "rpc"), encode(call), qos=0)
         for change in work.changes:
             for watcher in self._watchers:
                 watcher(change)
@@ -293,6 +315,11 @@ class Controller:
         self.engine.tick(work)
         self._tell_moves(work)
         self._remind(work)
+        if work.now >= self._next_order:
+            self._next_order = work.now + measuring.REPEAT
+            needed = measuring.tick(work, inventory.all_devices(work.db))
+            if self._scratch is not None:
+                self._scratch.keep(needed)
         if work.now >= self._next_prune:
             self._next_prune = work.now + _PRUNE_EVERY
             telemetry.prune(work.db, work.now - self._keep)
@@ -332,3 +359,11 @@ class Controller:
                     telemetry.add_event(work.db, kind, "info", f"{name} {what}", work.now, name)
             if names:
                 work.changed("event")
+
+
+def _reply(work: Work, device: str, payload: bytes) -> None:
+    """Take a device's answer to a request; one that cannot be understood is logged."""
+    try:
+        measuring.replied(work, device, decode(payload, Rpc))
+    except NotTrustedError as error:
+        logger.warning("answer of %s is dropped: %s", device, error)

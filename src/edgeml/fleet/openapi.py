@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Response
 
-from edgeml.fleet import views
+from edgeml.fleet import measurement, views
 from edgeml.messages.payloads import Ref
 
 _TEMPLATE = "#/components/schemas/{name}"
@@ -60,7 +60,7 @@ class Enrol(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 
 
 _KINDS: tuple[type, ...] = (
-    Problem, Login, Alias, Control, Enrol, Ref,
+    Problem, Login, Alias, Control, Enrol, Ref, measurement.Measurement,
     views.Change, views.DeviceDetail, views.DeviceRow, views.EventRow, views.FleetHealth,
     views.Plan, views.Released, views.RolloutDetail, views.RolloutRequest, views.RolloutRow,
     views.Session, views.VersionDetail, views.VersionRow,

@@ -27,26 +27,13 @@ from edgeml.trust import bundle_target
 from edgeml.trust.repository import TrustRepository
 
 
-class Registry:
-    """Blobs on disk, and the trust metadata that allows them to run. Safe from any thread."""
+class Blobs:
+    """Blobs on disk, by digest. Safe from any thread."""
 
-    def __init__(self, folder: Path, trust: TrustRepository) -> None:
+    def __init__(self, folder: Path) -> None:
         """Open a folder, or make it."""
         self._blobs = folder / "blobs" / "sha256"
-        self._incoming = folder / "incoming"
-        self._trust = trust
-        shutil.rmtree(self._incoming, ignore_errors=True)
         self._blobs.mkdir(parents=True, exist_ok=True)
-        self._incoming.mkdir()
-
-    @contextmanager
-    def upload(self) -> Iterator[Path]:
-        """Give a path for a bundle that is coming in; it is gone after the block."""
-        path = self._incoming / f"{secrets.token_hex(8)}.edgeml"
-        try:
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
 
     def take(self, bundle: Bundle) -> int:
         """Copy the blobs of a bundle that are not here yet, every digest checked.
@@ -69,15 +56,6 @@ class Registry:
         if not self._path(bundle.digest).exists():
             self._write(bundle.digest, bundle.oci_manifest)
         return sum(ref.size for ref in refs.values()) + len(bundle.oci_manifest)
-
-    def trust(self, ref: Ref) -> None:
-        """List a bundle that was taken in as something that may run.
-
-        Raises:
-            UsageError: The version is listed with another digest.
-        """
-        manifest = self._path(ref.digest).read_bytes()
-        self._trust.add_target(bundle_target(ref.model, ref.version), manifest)
 
     def piece(self, digest: str, offset: int, length: int) -> tuple[int, bytes]:
         """Return the length of a blob, and at most ``length`` bytes from ``offset``.
@@ -106,3 +84,33 @@ class Registry:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+class Registry(Blobs):
+    """Blobs of every version, and the trust metadata that allows them to run."""
+
+    def __init__(self, folder: Path, trust: TrustRepository) -> None:
+        """Open a folder, or make it."""
+        super().__init__(folder)
+        self._incoming = folder / "incoming"
+        self._trust = trust
+        shutil.rmtree(self._incoming, ignore_errors=True)
+        self._incoming.mkdir()
+
+    @contextmanager
+    def upload(self) -> Iterator[Path]:
+        """Give a path for a bundle that is coming in; it is gone after the block."""
+        path = self._incoming / f"{secrets.token_hex(8)}.edgeml"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def trust(self, ref: Ref) -> None:
+        """List a bundle that was taken in as something that may run.
+
+        Raises:
+            UsageError: The version is listed with another digest.
+        """
+        manifest = self._path(ref.digest).read_bytes()
+        self._trust.add_target(bundle_target(ref.model, ref.version), manifest)

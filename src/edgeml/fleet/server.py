@@ -4,6 +4,7 @@
 
     data/fleet.db         the database
     data/registry/        blobs of the bundles
+    data/scratch/         bundles of candidates while devices measure them
     data/trust/           keys and trust metadata
     data/broker/          what the embedded broker keeps
     data/admin-token      token for the command line (0600), written at the first start
@@ -37,6 +38,7 @@ from edgeml.fleet.broker import EmbeddedBroker, is_loopback
 from edgeml.fleet.controller import KEEP_DAYS, Controller
 from edgeml.fleet.dashboard import mount
 from edgeml.fleet.registry import Registry
+from edgeml.fleet.scratch import Scratch
 from edgeml.fleet.services import Services
 from edgeml.fleet.store import Store
 from edgeml.link.mqtt import MqttLink
@@ -127,13 +129,15 @@ class Fleet:
         name = f"fleet-{settings.fleet}-{secrets.token_hex(4)}"
         link = MqttLink(*address, name, session_expiry=0, backoff=(0.2, 10.0))
         registry = Registry(data / "registry", self.trust)
-        blocks = BlockServer(link, registry, self.trust.metadata)
+        scratch = Scratch(data / "scratch", registry)
+        blocks = BlockServer(link, scratch, self.trust.metadata)
         self.controller = Controller(
             settings.fleet,
             self.store,
             link,
             self.trust.director_signer,
             blocks,
+            scratch=scratch,
             tick=settings.tick,
             keep_days=settings.keep_days,
         )
@@ -143,6 +147,7 @@ class Fleet:
             registry,
             lambda: self.trust.root_bytes,
             settings.seen_as or address,
+            scratch,
         )
         self._token_file = data / auth.TOKEN_FILE
         #: Of the first admin, when ``start`` has just made one; kept nowhere.

@@ -18,11 +18,13 @@ import sqlalchemy as sa
 
 from edgeml.bundle import Bundle
 from edgeml.errors import InputError, NotTrustedError, ProfileError, nearest
-from edgeml.fleet import auth, catalogue, deploy, history, inventory, show, telemetry
+from edgeml.fleet import auth, catalogue, deploy, history, inventory, measuring, show, telemetry
 from edgeml.fleet.controller import Controller
+from edgeml.fleet.measurement import Measurement, MeasureRequest
 from edgeml.fleet.presence import ONLINE, UNKNOWN
 from edgeml.fleet.registry import Registry
 from edgeml.fleet.rollout import ACTIVE
+from edgeml.fleet.scratch import Scratch
 from edgeml.fleet.store import Store
 from edgeml.fleet.views import (
     Change,
@@ -66,6 +68,7 @@ class Services:
         registry: Blobs and trust.
         root: Returns the root of trust for new devices.
         broker: Host and port of the broker, as a device sees it.
+        scratch: Bundles of candidates that devices measure.
     """
 
     def __init__(
@@ -75,9 +78,11 @@ class Services:
         registry: Registry,
         root: Callable[[], bytes],
         broker: tuple[str, int],
+        scratch: Scratch,
     ) -> None:
         """Put the parts together."""
         self.registry = registry
+        self._scratch = scratch
         #: Set when the server stops: who waits for changes shall end.
         self.closing = threading.Event()
         self._store, self._controller, self._root = store, controller, root
@@ -361,3 +366,46 @@ class Services:
                 deploy.control(work, self._controller.engine, rollout_id, action, reason)
             )
         )
+
+    # -- measuring on devices -------------------------------------------------------------------
+
+    def measure(self, path: Path, request: MeasureRequest, author: str) -> Measurement:
+        """Measure the variants of a bundle on devices; see ``measuring.create`` for what it raises.
+
+        Raises:
+            BundleError: The bundle is broken.
+            NotTrustedError: A blob is not what its digest says.
+        """
+        bundle = Bundle.open(path)
+        manifest = bundle.manifest
+        ref = Ref(manifest.name, manifest.version, bundle.digest)
+        size = len(bundle.oci_manifest)
+        try:
+            self._scratch.take(bundle)
+            return self._controller.ask(
+                lambda work: measuring.create(work, ref, size, manifest, request, author)
+            )
+        finally:
+            self._scratch.settle(bundle.digest)
+
+    def measurements(self, limit: int = 100) -> list[Measurement]:
+        """Return measurements, newest first."""
+        with self._store.read() as db:
+            return measuring.newest(db, limit)
+
+    def measurement(self, job: str) -> Measurement:
+        """Return one measurement.
+
+        Raises:
+            InputError: There is no such one.
+        """
+        with self._store.read() as db:
+            return measuring.find(db, job)
+
+    def cancel_measurement(self, job: str, author: str) -> Measurement:
+        """End a measurement; what a device has already said stays.
+
+        Raises:
+            InputError: There is no such one.
+        """
+        return self._controller.ask(lambda work: measuring.cancel(work, job, author))

@@ -182,5 +182,21 @@ tokens = sa.Table(
     sa.Column("expires", sa.Float, nullable=False),
 )
 
+#: Candidates that are measured, or were, on devices of the fleet.
+measurements = sa.Table(
+    "measurements",
+    metadata,
+    sa.Column("id", _NAME, primary_key=True),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("state", _NAME, nullable=False, index=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
+
+def _add_measurements(db: sa.Connection) -> None:
+    """Add the table of version 2; a database that is made now has it already."""
+    measurements.create(db, checkfirst=True)
+
+
 #: Step n of the list takes a database from version n to n + 1; a step is never changed.
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (metadata.create_all,)
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (metadata.create_all, _add_measurements)

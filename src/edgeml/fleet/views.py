@@ -328,7 +328,7 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something changed; who shows it asks again.
 
     Attributes:
-        kind: ``device``, ``rollout``, ``model``, ``event`` or ``broker``.
+        kind: ``device``, ``rollout``, ``model``, ``event``, ``measurement`` or ``broker``.
         id: Which one.
     """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from edgeml.fleet.views import Change
+from edgeml.messages.measuring import MeasureOrder
+from edgeml.messages.payloads import Rpc
 
 
 class Work:
@@ -26,6 +28,9 @@ class Work:
         self.acks: dict[tuple[str, str], list[int]] = {}
         #: Devices whose desired state has changed.
         self.desired: set[str] = set()
+        #: Orders to measure, and requests to devices: (device, request).
+        self.orders: list[MeasureOrder] = []
+        self.calls: list[tuple[str, Rpc]] = []
         self.changes: dict[Change, None] = {}
 
     def changed(self, kind: str, name: str = "") -> None:
