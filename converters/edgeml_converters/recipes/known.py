@@ -9,9 +9,11 @@ from edgeml_converters.recipes import (
     accelerators,
     dynamic,
     formats,
+    mixed,
     plain,
     portable,
     static,
+    weights,
 )
 from edgeml_converters.recipes.base import EFFORTS, SOURCE, Plan, Recipe
 
@@ -20,9 +22,11 @@ FAMILIES: tuple[Callable[[Plan], Iterable[Recipe]], ...] = (
     plain.recipes,
     static.recipes,
     dynamic.recipes,
+    weights.recipes,
     portable.recipes,
     accelerators.recipes,
     formats.recipes,
+    mixed.recipes,
 )
 #: Target of a profile -> targets of the recipes that its devices can run.
 _TARGETS = {
