@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from edgeml import __version__
 from edgeml.manifest import Lineage
-from edgeml.report import Column, Fact, Report, Row, Section, Table
+from edgeml.report import Column, Fact, Picture, Report, Row, Section, Table
 from edgeml.report.model import Tone
 from edgeml_converters import words
-from edgeml_converters.pictures import latency_picture, pareto_picture, size_picture
+from edgeml_converters.pictures import (
+    accuracy_picture,
+    latency_picture,
+    pareto_picture,
+    size_picture,
+)
 from edgeml_converters.results import Candidate, ProfileResult, Standing
 
 #: Profile -> candidate -> median latency of each round in milliseconds.
 Rounds = Mapping[str, Mapping[str, Sequence[float]]]
 
-_COLUMNS = (
+_REASONS = (
+    Column("#", number=True),
     Column("candidate"),
-    Column("precision"),
-    Column("p50 ms", number=True),
-    Column("p99 ms", number=True),
-    Column("times as fast [95 %]", number=True),
-    Column("metric", number=True),
-    Column("drop (95 % bound)", number=True),
-    Column("SQNR dB", number=True),
-    Column("size", number=True),
-    Column("memory", number=True),
+    Column("verdict"),
+    Column("why it won or lost"),
 )
-_REASONS = (Column("candidate"), Column("verdict"), Column("why it won or lost"))
 _TONES: dict[Standing, Tone] = {
     Standing.PASSED: "",
     Standing.UNDECIDED: "doubt",
     Standing.FAILED: "bad",
     Standing.ERROR: "bad",
+    Standing.SKIPPED: "",
 }
 _MEANING = (
     "A latency is a claim about the machine that is named beside it, at batch 1 and the threads "
@@ -46,6 +45,8 @@ _MEANING = (
     "and then it wins only if nothing decided gains.",
     "SQNR: energy of the source's outputs over the energy of the difference, the worst output; "
     "20 dB is an error of 10 %, 40 dB of 1 %. 'same' means equal bit for bit.",
+    "Products in int8: how many of the convolutions and matrix products the runtime computes in 8 "
+    "bits, of how many there are. A float remainder between 8-bit products costs conversions.",
     "Memory: what loading and running the model added to a process of its own, at the peak. "
     "Evidence: 'measured' on that hardware, 'emulated', 'compiled', or only 'checked'.",
 )
@@ -117,48 +118,73 @@ def _one_fact(result: ProfileResult) -> Fact:
 
 def _profile(result: ProfileResult, rounds: Mapping[str, Sequence[float]]) -> Section:
     winner = result.winner
-    limits = [c.drop.limit for c in result.candidates if c.drop]
-    pictures = []
-    if any(c.latency_ms for c in result.candidates):
-        limit = limits[0] if limits else None
-        pictures = [
-            pareto_picture(f"pareto-{result.profile}", result.candidates, winner.id, limit),
-            latency_picture(f"latency-{result.profile}", result.candidates, rounds),
-        ]
-    pictures.append(size_picture(f"size-{result.profile}", result.candidates))
     front = ", ".join(c.id for c in result.candidates if c.pareto)
     caption = f"Not beaten in all of drop, latency and size at once: {front}." if front else ""
-    text = (
+    text = [
         f"Looked at on: {result.host}. Threads {winner.threads}, batch 1. "
-        f"Evidence of the winner: {winner.evidence}.",
-        *(f"The winner with other threads: {words.threads(one)}." for one in result.other_threads),
+        f"Evidence of the winner: {winner.evidence}."
+    ]
+    if result.confirmed:
+        low, high = result.confirmed.interval
+        text.append(
+            f"Measured once more in new processes, the winner is {result.confirmed.value:.2f} x "
+            f"[{low:.2f}, {high:.2f}] as fast as the source."
+        )
+    text += [f"The winner otherwise: {words.threads(one)}." for one in result.other_threads]
+    ran = [(n, c) for n, c in enumerate(result.candidates, 1) if c.sqnr_db is not None]
+    columns = _columns([c for _, c in ran])
+    heads = (Column("#", number=True), Column("candidate"), *(column for column, _ in columns))
+    rows = tuple(
+        Row((str(n), c.id, *(cell(c) for _, cell in columns)), _tone(c, winner)) for n, c in ran
     )
-    tables = (
-        Table(_COLUMNS, tuple(_figures(c, winner) for c in result.candidates), caption),
-        Table(_REASONS, tuple(_why(c, winner) for c in result.candidates)),
+    why = tuple(_why(n, c, winner) for n, c in enumerate(result.candidates, 1))
+    tables = (Table(heads, rows, caption), Table(_REASONS, why))
+    title = f"Profile {result.profile}"
+    return Section(title, tuple(text), _pictures(result, rounds), tables)
+
+
+def _pictures(result: ProfileResult, rounds: Mapping[str, Sequence[float]]) -> tuple[Picture, ...]:
+    """Return the pictures that there are figures for."""
+    profile, winner, every = result.profile, result.winner.id, result.candidates
+    base = result.baseline
+    limits = [c.drop.limit for c in every if c.drop]
+    drawn = []
+    if any(c.latency_ms for c in every):
+        limit = limits[0] if limits else None
+        drawn.append(pareto_picture(f"pareto-{profile}", every, base, winner, limit))
+        drawn.append(latency_picture(f"latency-{profile}", every, base, winner, rounds))
+    if any(c.metric for c in every):
+        drawn.append(accuracy_picture(f"accuracy-{profile}", every, base, winner))
+    drawn.append(size_picture(f"size-{profile}", every, winner))
+    return tuple(drawn)
+
+
+def _columns(shown: Sequence[Candidate]) -> list[tuple[Column, Callable[[Candidate], str]]]:
+    """Return the columns of the figures; one that is empty for all is left out."""
+    every: list[tuple[str, Callable[[Candidate], str]]] = [
+        ("p50 ms", words.latency),
+        ("p99 ms", words.tail),
+        ("times as fast [95 %]", words.speedup),
+        ("metric", words.metric),
+        ("drop (95 % bound)", words.drop),
+        ("SQNR dB", words.sqnr),
+        ("size", lambda c: words.size(c.size_bytes or None)),
+        ("memory", lambda c: words.size(c.memory_bytes)),
+        ("load ms", words.load),
+        ("energy mJ", words.energy),
+        ("products in int8", words.coverage),
+    ]
+    kept = [(n, cell) for n, cell in every if any(cell(c) != words.NOTHING for c in shown)]
+    precision: tuple[Column, Callable[[Candidate], str]] = (
+        Column("precision"),
+        lambda c: c.precision,
     )
-    return Section(f"Profile {result.profile}", text, tuple(pictures), tables)
+    return [precision, *((Column(name, number=True), cell) for name, cell in kept)]
 
 
-def _figures(c: Candidate, winner: Candidate) -> Row:
-    cells = (
-        c.id,
-        c.precision,
-        words.latency(c),
-        words.tail(c),
-        words.speedup(c),
-        words.metric(c),
-        words.drop(c),
-        words.sqnr(c),
-        words.size(c.size_bytes or None),
-        words.size(c.memory_bytes),
-    )
-    return Row(cells, _tone(c, winner))
-
-
-def _why(c: Candidate, winner: Candidate) -> Row:
+def _why(number: int, c: Candidate, winner: Candidate) -> Row:
     verdict = "winner" if c.id == winner.id else c.verdict.value
-    return Row((c.id, verdict, c.reason), _tone(c, winner))
+    return Row((str(number), c.id, verdict, c.reason), _tone(c, winner))
 
 
 def _tone(c: Candidate, winner: Candidate) -> Tone:

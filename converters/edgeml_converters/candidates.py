@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
-from typing import TypeVar
 
 import msgspec
 
+from edgeml.digest import sha256_file
 from edgeml.errors import ModelError
 from edgeml.manifest import (
     Binding,
@@ -25,21 +23,49 @@ from edgeml.manifest import (
 )
 from edgeml.tensors import Array, TensorSpec
 from edgeml_converters import samples
-from edgeml_converters.jobs import JobError, Limits, run_job
+from edgeml_converters.cache import Attempt, Cache, key_of
+from edgeml_converters.jobs import Pool
+from edgeml_converters.layers.coverage import Coverage
 from edgeml_converters.recipes import BASELINE, Recipe
 from edgeml_converters.recipes.accelerators import checked_here
-from edgeml_converters.results import AtThreads, Candidate, Drop, Latency, Speedup, Standing
-from edgeml_converters.worker import (
-    BuildJob,
-    Built,
-    Checked,
-    CheckJob,
-    Measured,
-    MeasureJob,
-)
+from edgeml_converters.results import Candidate, Drop, Int8Coverage, Latency, Speedup, Standing
+from edgeml_converters.worker import Built, Checked, CheckJob
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """How long one variant took.
+
+    Attributes:
+        rounds_ms: Median of each round, for pictures and for others to reckon with.
+        p50: Milliseconds.
+        p95: Milliseconds.
+        p99: Milliseconds.
+        speedup: (value, low, high) against the baseline.
+        clock: The time that was compared, ``wall`` or ``cpu``.
+        energy_mj: Energy of a run in millijoules; None without a counter.
+        saving: (value, low, high): how many times less energy than the baseline.
+    """
+
+    rounds_ms: tuple[float, ...]
+    p50: float
+    p95: float
+    p99: float
+    speedup: tuple[float, float, float]
+    clock: str
+    energy_mj: float | None = None
+    saving: tuple[float, float, float] | None = None
+
+    @property
+    def latency(self) -> Latency:
+        """The percentiles."""
+        return Latency(self.p50, self.p95, self.p99)
+
+    @property
+    def gain(self) -> Speedup:
+        """The speed-up."""
+        return Speedup(self.speedup[0], self.speedup[1:])
 
 
 @dataclass(frozen=True)
@@ -53,12 +79,16 @@ class Bench:
         samples: Stacked samples, for the check and the measurement.
         calibration: Calibration arrays; none in it without data.
         threads: Threads of every run.
-        other_threads: The winner is measured at these numbers of threads too.
+        batch: Samples in every run that is measured.
+        other_threads: What may win is measured at these numbers of threads too.
+        other_batches: And at these numbers of samples in a run.
         seed: Of everything random.
         jobs: Child processes at the same time, while nothing is measured.
-        limits: Bounds of each child process.
+        pool: Runs the child processes.
         work: A folder for all of it.
-        stop: Set when the search is given up: running child processes end at once.
+        cache: Of built files and checks.
+        attempt: Records the measurements.
+        context: What every key depends on: versions of the tools, this project's code, the machine.
     """
 
     model: Path
@@ -69,10 +99,36 @@ class Bench:
     threads: int
     seed: int
     jobs: int
-    limits: Limits
+    pool: Pool
     work: Path
+    cache: Cache
+    attempt: Attempt
+    context: str
+    batch: int = 1
     other_threads: tuple[int, ...] = ()
-    stop: Event = field(default_factory=Event)
+    other_batches: tuple[int, ...] = ()
+
+    def check(self, job: CheckJob) -> Checked:
+        """Run a variant on samples in a child process, or take what an earlier run gave.
+
+        Raises:
+            JobError: It does not run.
+        """
+        files = [_identity(Path(job.folder) / ref.path) for ref in job.variant.files]
+        variant = msgspec.structs.replace(job.variant, id="")
+        shared = (self.inputs, self.outputs, sha256_file(Path(job.samples)), job.first)
+        key = key_of("check", self.context, files, variant, shared)
+        results = Path(job.results)
+        place = results.with_name(f"{results.stem}-kept")
+        place.mkdir()
+        if (known := self.cache.take(key, place)) is not None:
+            (place / "outputs.npz").rename(results)
+            return msgspec.msgpack.decode(known, type=Checked)
+        checked = self.pool.run(job, Checked, job.variant.runtime)
+        results.rename(place / "outputs.npz")
+        self.cache.keep(key, msgspec.msgpack.encode(checked), [place / "outputs.npz"])
+        (place / "outputs.npz").rename(results)
+        return checked
 
 
 @dataclass
@@ -80,17 +136,22 @@ class Trial:
     """One recipe on one runtime, and what is known so far.
 
     ``absent`` means that the device which must run it is not in this machine: then its values are
-    checked on the processor, by the same file.
+    checked on the processor, by the same file. ``stage`` is 2 for a recipe that builds on results.
+    ``timed`` says in which measurement its figures were taken, ``first`` or ``final``.
     """
 
     recipe: Recipe
     runtime: str
     absent: bool = False
+    stage: int = 1
     folder: Path | None = None
     built: Built | None = None
     checked: Checked | None = None
+    results: Path | None = None
     outputs: dict[str, Array] = field(default_factory=dict)
+    coverage: Coverage | None = None
     measured: Measured | None = None
+    timed: str = ""
     score: Score | None = None
     drop: Drop | None = None
     sqnr_db: float | None = None
@@ -113,6 +174,17 @@ class Trial:
         if self.built is None or self.folder is None:
             return 0
         return sum((self.folder / name).stat().st_size for name in self.built.files)
+
+    def recall(self) -> dict[str, Array]:
+        """Return its outputs, from memory or from its file."""
+        return self.outputs or (samples.load(self.results) if self.results else {})
+
+    def identity(self) -> tuple[object, ...]:
+        """Return what a measurement of it depends on."""
+        draft = self.draft(1)
+        assert self.folder is not None  # or the draft had raised
+        files = tuple(_identity(self.folder / ref.path) for ref in draft.files)
+        return (self.id, files, draft.options, draft.device)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -157,7 +229,7 @@ class Trial:
         options = checked_here(self.runtime, draft.options)
         return msgspec.structs.replace(draft, device="", options=options)
 
-    def result(self, threads: int, isa: tuple[str, ...], evidence: str) -> Candidate:
+    def result(self, threads: int, batch: int, isa: tuple[str, ...], evidence: str) -> Candidate:
         """Return what is known as a value."""
         timing, memory = self.measured, self.checked.memory_bytes if self.checked else None
         return Candidate(
@@ -166,19 +238,37 @@ class Trial:
             recipe=self.recipe.name,
             size_bytes=self.size_bytes,
             threads=threads,
-            batch=1,
+            batch=batch,
             isa=isa,
-            latency_ms=Latency(timing.p50, timing.p95, timing.p99) if timing else None,
+            latency_ms=timing.latency if timing else None,
             metric=self.score,
             sqnr_db=self.sqnr_db,
             evidence=evidence if self.checked else "",
             verdict=self.verdict,
             reason=self.reason,
-            speedup=Speedup(timing.speedup[0], timing.speedup[1:]) if timing else None,
+            speedup=timing.gain if timing else None,
             drop=self.drop,
             memory_bytes=memory,
             load_ms=self.checked.load_ms if self.checked else None,
+            stage=self.stage,
+            timed=self.timed,
+            energy_mj=timing.energy_mj if timing else None,
+            saving=Speedup(timing.saving[0], timing.saving[1:])
+            if timing and timing.saving
+            else None,
+            coverage=_covered(self.coverage),
         )
+
+
+def _covered(found: Coverage | None) -> Int8Coverage | None:
+    """Return the part of a coverage that the result keeps."""
+    if found is None:
+        return None
+    return Int8Coverage(found.weighted, found.int8, found.quantize + found.dequantize)
+
+
+def _identity(file: Path) -> tuple[str, str]:
+    return (file.name, sha256_file(file))
 
 
 def _fixed_batch(inputs: Iterable[Binding]) -> int:
@@ -190,146 +280,6 @@ def make_trials(chosen: Iterable[tuple[Recipe, tuple[str, ...]]]) -> list[Trial]
     """Return one trial per recipe and runtime, the baseline first."""
     trials = [Trial(recipe, runtime) for recipe, runtimes in chosen for runtime in runtimes]
     return sorted(trials, key=lambda trial: trial.id != BASELINE)
-
-
-def build_all(trials: list[Trial], bench: Bench, tell: Callable[[str], None]) -> None:
-    """Build each recipe once, in child processes; all its runtimes share the files."""
-    recipes = {trial.recipe.name: trial.recipe for trial in trials}
-
-    def build(recipe: Recipe) -> None:
-        folder = bench.work / "built" / recipe.name
-        folder.mkdir(parents=True)
-        mine = [trial for trial in trials if trial.recipe.name == recipe.name]
-        job = BuildJob(
-            str(bench.model),
-            str(folder),
-            recipe.passes,
-            recipe.target,
-            bench.inputs,
-            bench.outputs,
-            str(bench.calibration),
-            bench.seed,
-            bench.threads,
-        )
-        try:
-            built = run_job(job, Built, bench.limits, bench.stop)
-        except JobError as error:
-            for trial in mine:
-                trial.fail(Standing.ERROR, f"could not be built: {error}")
-            tell(f"{recipe.name}: could not be built: {error}")
-            return
-        for trial in mine:
-            trial.built, trial.folder = built, folder
-        tell(f"{recipe.name}: built, {mine[0].size_bytes / 1024:,.0f} KiB")
-
-    _each(build, list(recipes.values()), bench)
-
-
-def share_source(base: Trial, trials: Iterable[Trial]) -> None:
-    """Give the files of the baseline to the other trials that leave the source as it is."""
-    for trial in trials:
-        if not trial.recipe.passes and trial.recipe.target == base.recipe.target:
-            trial.built, trial.folder = base.built, base.folder
-
-
-def check_all(trials: list[Trial], bench: Bench, tell: Callable[[str], None]) -> None:
-    """Run every built trial on every sample, each in a process of its own."""
-
-    def check(trial: Trial) -> None:
-        results = bench.work / f"{trial.id}.npz"
-        job = CheckJob(
-            str(trial.folder),
-            trial.here(bench.threads),
-            bench.inputs,
-            bench.outputs,
-            str(bench.samples),
-            str(results),
-        )
-        try:
-            trial.checked = run_job(job, Checked, bench.limits, bench.stop)
-        except JobError as error:
-            trial.fail(Standing.ERROR, f"does not run: {error}")
-            tell(f"{trial.id}: does not run: {error}")
-            return
-        trial.outputs = samples.load(results)
-        tell(f"{trial.id}: runs on {trial.checked.placement}")
-
-    _each(check, [trial for trial in trials if trial.built and trial.alive], bench)
-
-
-def measure_all(
-    trials: list[Trial], bench: Bench, rounds: int, budget_s: float, tell: Callable[[str], None]
-) -> None:
-    """Measure the baseline and all that may still win, side by side in one process.
-
-    When that process dies, each one is measured with the baseline alone, and only the one that
-    kills its process is lost.
-    """
-    base = next(trial for trial in trials if trial.id == BASELINE)
-    others = [trial for trial in trials if trial.alive and trial is not base and trial.checked]
-    tell(f"measuring {len(others) + 1} side by side, {rounds} rounds")
-
-    def measure(group: list[Trial]) -> dict[str, Measured]:
-        entries = {t.id: (str(t.folder), t.draft(bench.threads)) for t in (base, *group)}
-        job = MeasureJob(
-            entries,
-            base.id,
-            bench.inputs,
-            bench.outputs,
-            str(bench.samples),
-            rounds,
-            budget_s,
-            bench.seed,
-        )
-        return run_job(job, dict[str, Measured], bench.limits, bench.stop)
-
-    try:
-        found = measure(others)
-    except JobError as error:
-        tell(f"measuring together failed ({error}); measuring each alone")
-        found = {}
-        for trial in others:
-            try:
-                found |= measure([trial])
-            except JobError as alone:
-                trial.fail(Standing.ERROR, f"could not be measured: {alone}")
-        if not found:
-            found = measure([])
-    for trial in (base, *others):
-        trial.measured = found.get(trial.id)
-
-
-def measure_threads(
-    winner: Trial,
-    base: Trial,
-    bench: Bench,
-    rounds: int,
-    budget_s: float,
-    tell: Callable[[str], None],
-) -> tuple[AtThreads, ...]:
-    """Measure the winner and the baseline with the other numbers of threads."""
-    found: list[AtThreads] = []
-    for threads in bench.other_threads:
-        entries = {t.id: (str(t.folder), t.draft(threads)) for t in (base, winner)}
-        job = MeasureJob(
-            entries,
-            base.id,
-            bench.inputs,
-            bench.outputs,
-            str(bench.samples),
-            rounds,
-            budget_s,
-            bench.seed,
-        )
-        tell(f"measuring {winner.id} with {threads} threads")
-        try:
-            timing = run_job(job, dict[str, Measured], bench.limits, bench.stop)[winner.id]
-        except JobError as error:
-            tell(f"{winner.id} cannot be measured with {threads} threads: {error}")
-            continue
-        gain = Speedup(timing.speedup[0], timing.speedup[1:])
-        found.append(AtThreads(threads, Latency(timing.p50, timing.p95, timing.p99), gain))
-    return tuple(found)
 
 
 def baseline_or_raise(trials: list[Trial], source: str, advice: str) -> Trial:
@@ -352,15 +302,3 @@ def baseline_or_raise(trials: list[Trial], source: str, advice: str) -> Trial:
             "export it for inference: without dropout, sampling and other random operators",
         )
     return base
-
-
-def _each(work: Callable[[T], None], items: list[T], bench: Bench) -> None:
-    """Do the work for every item, some at the same time; the first exception comes out."""
-    with ThreadPoolExecutor(max_workers=bench.jobs) as pool:
-        try:
-            for done in [pool.submit(work, item) for item in items]:
-                done.result()
-        except BaseException:  # Ctrl-C too: what runs is ended, what waits is not begun
-            bench.stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

@@ -5,8 +5,9 @@ The rules (docs/decisions/0010-how-a-winner-is-chosen.md):
 1. A gate that says no (accuracy, a budget of the profile, an error) takes a candidate out.
 2. The baseline, fp32 of the source on onnxruntime, is what a gain is measured against. It is
    always decided, and it is no gain over itself.
-3. A candidate replaces the baseline only by a gain that is sure: for latency the lower bound of
-   its speedup is above MIN_GAIN, for size and memory it needs that much less.
+3. A candidate replaces the baseline only by a gain that is sure: for latency and energy the lower
+   bound of its ratio is above MIN_GAIN, for size and memory it needs that much less. Figures of
+   the first measurement only sort out: where a final one was made, the winner is of those.
 4. Among sure gains the decided come first; undecided ones may win only if no decided one gains.
 5. The best by objective wins. Within TIE of the best, the smaller drop wins, then what does not
    take LOAD times as long to load as another, then the smaller file, then the order in which the
@@ -27,7 +28,9 @@ MIN_GAIN = 1.02
 TIE = 1.02
 #: Of equal candidates one that takes this many times as long to load as another comes behind it.
 LOAD = 1.25
-OBJECTIVES = ("latency", "size", "memory")
+OBJECTIVES = ("latency", "size", "memory", "energy")
+#: ``Candidate.timed`` of a candidate that was not measured to the end.
+_FIRST, _FINAL = "first", "final"
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -68,6 +71,8 @@ def choose(
     base = next(c for c in gated if c.id == baseline)
     standing = [c for c in gated if c.verdict in (Standing.PASSED, Standing.UNDECIDED)]
     others = [c for c in standing if c.id != baseline]
+    if any(c.timed == _FINAL for c in others):
+        others = [c for c in others if c.timed != _FIRST]
     gains = others if base.verdict == Standing.FAILED else _sure_gains(others, base, objective)
     decided = [c for c in gains if c.verdict == Standing.PASSED]
     pool = decided or gains
@@ -85,10 +90,15 @@ def choose(
 def pareto(candidates: Sequence[Candidate]) -> frozenset[str]:
     """Return the ids on the front of (drop, latency, size): smaller is better in each.
 
-    A candidate without a latency is on no front; without a drop (no data) it counts as 0.
+    A candidate without a latency is on no front; without a drop (no data) it counts as 0. Latency
+    counts as a share of the baseline's in the same rounds, where that is known.
     """
     points = {
-        c.id: (c.drop.value if c.drop else 0.0, c.latency_ms.p50, float(c.size_bytes))
+        c.id: (
+            c.drop.value if c.drop else 0.0,
+            1.0 / c.speedup.value if c.speedup else c.latency_ms.p50,
+            float(c.size_bytes),
+        )
         for c in candidates
         if c.latency_ms is not None
     }
@@ -109,12 +119,16 @@ def cost(candidate: Candidate, objective: str) -> float:
     if objective == "memory":
         known = candidate.memory_bytes
         return float("inf") if known is None else float(known)
+    if objective == "energy":
+        return float("inf") if candidate.energy_mj is None else candidate.energy_mj
     return candidate.latency_ms.p50 if candidate.latency_ms else float("inf")
 
 
 def _sure_gains(others: Sequence[Candidate], base: Candidate, objective: str) -> list[Candidate]:
     if objective == "latency":
         return [c for c in others if c.speedup and c.speedup.interval[0] > MIN_GAIN]
+    if objective == "energy":
+        return [c for c in others if c.saving and c.saving.interval[0] > MIN_GAIN]
     limit = cost(base, objective) / MIN_GAIN
     return [c for c in others if cost(c, objective) < limit]
 
@@ -159,7 +173,7 @@ def _reason(
     """Return why a candidate won or lost, after what its gates already said."""
     if c.id == winner.id:
         return _won(c, base, objective)
-    if c.verdict in (Standing.FAILED, Standing.ERROR):
+    if c.verdict in (Standing.FAILED, Standing.ERROR, Standing.SKIPPED):
         return c.reason
     if c.id == base.id:
         return f"baseline; {winner.id} is {_better(winner, base, objective)}"
@@ -192,6 +206,8 @@ def _won(c: Candidate, base: Candidate, objective: str) -> str:
 
 
 def _no_gain(c: Candidate, base: Candidate, objective: str) -> str:
+    if objective == "energy" and c.saving is None:
+        return "its energy was not measured"
     if objective != "latency":
         return f"needs {cost(c, objective) / max(cost(base, objective), 1.0):.2f} x the source's"
     if c.speedup is None:
@@ -207,7 +223,8 @@ def _better(c: Candidate, other: Candidate, objective: str) -> str:
         ratio = c.speedup.value / max(other.speedup.value, 1e-9)
     else:
         ratio = cost(other, objective) / max(cost(c, objective), 1e-9)
-    word = {"latency": "faster", "size": "smaller", "memory": "lighter"}[objective]
+    words = {"latency": "faster", "size": "smaller", "memory": "lighter", "energy": "thriftier"}
+    word = words[objective]
     return f"{ratio:.2f} x {word}"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import click
 import msgspec
 
 from edgeml_converters import words
+from edgeml_converters.lines import Lines
 from edgeml_converters.results import Candidate, ConvertResult, ProfileResult
 
 _HEADS = (
@@ -43,6 +46,20 @@ def _shapes(
     return shapes
 
 
+_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smh]?)")
+
+
+def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    """Return seconds from ``90``, ``90s``, ``10m`` or ``1.5h``."""
+    if value is None:
+        return None
+    found = _TIME.fullmatch(value.strip())
+    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if not seconds:
+        raise click.BadParameter(f"'{value}' is no time, expected for example 90s, 10m or 1h")
+    return seconds
+
+
 @click.command("convert", short_help="Make a model fast and small for a device, and prove it.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--profile", "profiles", multiple=True, required=True, metavar="NAME",
@@ -52,16 +69,19 @@ def _shapes(
               help="What counts as good (default: agreement with the source).")  # fmt: skip
 @click.option("--max-drop", type=click.FloatRange(0.0), default=0.01, show_default=True,
               help="Most that may be lost: absolute for scores, relative for errors.")  # fmt: skip
-@click.option("--objective", type=click.Choice(["latency", "size", "memory"]), default="latency",
+@click.option("--objective", type=click.Choice(["latency", "size", "memory", "energy"]),
+              default="latency",
               show_default=True, help="What the winner is best at.")  # fmt: skip
 @click.option("--shape", "shapes", multiple=True, callback=_shapes, metavar="INPUT=N,N,...",
               help="Fix the shape of an input; may be repeated.")  # fmt: skip
 @click.option("--effort", type=click.Choice(["quick", "normal", "thorough"]), default="normal",
-              show_default=True, help="Test samples and rounds of measurement.")  # fmt: skip
+              show_default=True, help="Recipes, test samples, rounds of measurement.")  # fmt: skip
+@click.option("--budget", callback=_seconds, metavar="TIME",
+              help="Time that the search may take, for example 90s, 10m or 1h.")  # fmt: skip
 @click.option(
     "--threads",
     type=click.IntRange(1),
-    help="Threads (default: the profile's first; the winner also at its others).",
+    help="Threads (default: the profile's first; what may win also at its others).",
 )
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True,
               help="Candidates built at the same time; measuring is always alone.")  # fmt: skip
@@ -72,6 +92,17 @@ def _shapes(
               help="Where the bundle goes (default: ./NAME-VERSION.edgeml).")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False),
               help="Also write the report into this folder.")  # fmt: skip
+@click.option("--track", metavar="PLACE", envvar="EDGEML_TRACK",
+              help="Keep a record: a folder, http://HOST:PORT of MLflow, or mlflow.")  # fmt: skip
+@click.option("--preprocess", multiple=True, metavar="FILE|WORDS",
+              help="Build in what is done before the model: 'imagenet color=bgr'.")  # fmt: skip
+@click.option("--postprocess", multiple=True, metavar="FILE|WORDS",
+              help="Build in what is done after it: 'softmax top=5 labels=FILE'.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on from where an interrupted run was.")
+@click.option("--fresh", is_flag=True, help="Measure anew what was measured before.")
+@click.option("--cache/--no-cache", default=True, show_default=True,
+              help="Keep and take files and measurements from one run to the next.")  # fmt: skip
+@click.option("--allow-partial", is_flag=True, help="When interrupted, end with the best so far.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def convert(
     model: Path,
@@ -82,6 +113,7 @@ def convert(
     objective: str,
     shapes: dict[str, tuple[int, ...]],
     effort: str,
+    budget: float | None,
     threads: int | None,
     jobs: int,
     seed: int,
@@ -89,6 +121,13 @@ def convert(
     version: str,
     out: Path | None,
     report: Path | None,
+    track: str | None,
+    preprocess: tuple[str, ...],
+    postprocess: tuple[str, ...],
+    resume: bool,
+    fresh: bool,
+    cache: bool,
+    allow_partial: bool,
     as_json: bool,
 ) -> None:
     """Make MODEL fast and small for a device, and prove it.
@@ -100,6 +139,7 @@ def convert(
     from edgeml_converters.api import convert as run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind then either
+    lines = Lines(sys.stderr)
     result = run(
         model,
         list(profiles),
@@ -109,6 +149,7 @@ def convert(
         objective=objective,
         shape=shapes,
         effort=effort,
+        budget_s=budget,
         threads=threads,
         jobs=jobs,
         seed=seed,
@@ -116,8 +157,17 @@ def convert(
         version=version,
         out=out,
         report=report,
-        progress=lambda line: click.echo(line, err=True),
+        track=track,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        resume=resume,
+        fresh=fresh,
+        cache=cache,
+        allow_partial=allow_partial,
+        progress=lines.say,
+        status=lines.show,
     )
+    lines.close()
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
     else:
@@ -143,6 +193,8 @@ def _profile(result: ProfileResult) -> list[str]:
     lines = [f"{result.profile} on {result.host}", ""]
     lines += ["  " + _pad(row, widths) for row in rows]
     lines += ["", f"winner    {result.winner.id}: {result.reason}"]
+    if result.confirmed:
+        lines.append(f"again     {words.gain(result.confirmed)} in new processes")
     lines += [f"threads   {words.threads(one)}" for one in result.other_threads]
     lines += [
         f"why not   {c.id}: {c.reason}" for c in result.candidates if c.id != result.winner.id

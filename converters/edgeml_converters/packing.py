@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from edgeml.runtime.golden import save_arrays
 from edgeml.tensors import Array
 from edgeml_converters import golden, samples
 from edgeml_converters.account import account
+from edgeml_converters.cache import key_of
 from edgeml_converters.candidates import Bench, Trial
-from edgeml_converters.jobs import JobError, run_job
+from edgeml_converters.jobs import JobError
 from edgeml_converters.recipes import BASELINE, baseline_allowed
 from edgeml_converters.results import ProfileResult
 from edgeml_converters.search import Found
-from edgeml_converters.worker import Checked, CheckJob
+from edgeml_converters.worker import CheckJob
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Contents:
         given: Whether the samples are real: random ones make no drift reference.
         score: The source's score; None without data.
         objective: What was optimised.
+        steps: What was done to the source before anything was tried.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Contents:
     given: bool
     score: Score | None
     objective: str
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass
@@ -95,11 +98,12 @@ def make_bundle(
     results = [
         _add_profile(parts, one, bench, feed) for one, bench in zip(found, benches, strict=True)
     ]
-    lineage = msgspec.structs.replace(contents.lineage, steps=parts.steps)
+    steps = {name: (*contents.steps, *own) for name, own in parts.steps.items()}
+    lineage = msgspec.structs.replace(contents.lineage, steps=steps)
     rounds = {f.profile.name: _rounds(f) for f in found}
-    report = account(contents.name, contents.version, results, lineage, rounds, contents.objective)
-    refs = tuple(parts.add(f"report/{name}", data) for name, data in render(report).items())
     told = [msgspec.structs.replace(result, seconds=0.0) for result in results]
+    report = _account(contents, told, lineage, rounds, benches[0])
+    refs = tuple(parts.add(f"report/{name}", data) for name, data in render(report).items())
     measurements = msgspec.json.encode(
         {"results": told, "rounds_ms": rounds}, order="deterministic"
     )
@@ -119,6 +123,23 @@ def make_bundle(
         measurements=parts.add("measurements.json", measurements),
     )
     return pack(manifest, parts.files, out), tuple(results), report
+
+
+def _account(
+    contents: Contents,
+    results: Sequence[ProfileResult],
+    lineage: Lineage,
+    rounds: Mapping[str, Mapping[str, tuple[float, ...]]],
+    bench: Bench,
+) -> Report:
+    """Return the report; its pictures take long, so that of a run with the same figures is kept."""
+    given = (contents.name, contents.version, results, lineage, rounds, contents.objective)
+    key = key_of("account", bench.context, given)
+    if (known := bench.cache.take(key, bench.work)) is not None:
+        return msgspec.msgpack.decode(known, type=Report)
+    report = account(*given)
+    bench.cache.keep(key, msgspec.msgpack.encode(report))
+    return report
 
 
 def _drift(contents: Contents, base: Trial) -> bytes | None:
@@ -176,7 +197,7 @@ def _add_variant(
         ),
         entry=f"variants/{name}/{draft.entry}",
         evidence=Evidence(found.evidence, f"{trial.runtime} {trial.checked.version}", found.host),
-        tolerance=golden.tolerance(trial.recipe.precision, trial.outputs, base.outputs),
+        tolerance=golden.tolerance(trial.recipe.precision, trial.recall(), base.outputs),
         golden=parts.add(f"golden/{name}.npz", save_arrays(recorded)),
     )
     parts.variants.append(variant)
@@ -193,7 +214,7 @@ def _record(draft: Variant, folder: Path, bench: Bench, feed: samples.Stacked) -
         str(folder), draft, bench.inputs, bench.outputs, str(one_run), str(results), first=True
     )
     try:
-        run_job(job, Checked, bench.limits)
+        bench.check(job)
     except JobError as error:
         raise ModelError(f"{draft.id} does not run on the golden samples: {error}") from error
     return samples.load(results)

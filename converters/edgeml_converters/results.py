@@ -16,12 +16,13 @@ SQNR_CEILING = 150.0
 
 
 class Standing(StrEnum):
-    """What the gates said about a candidate."""
+    """What the gates said about a candidate; ``skipped`` was never judged, its reason says why."""
 
     PASSED = "passed"
     UNDECIDED = "undecided"
     FAILED = "failed"
     ERROR = "error"
+    SKIPPED = "skipped"
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -58,6 +59,20 @@ class Drop(msgspec.Struct, frozen=True):
     limit: float
 
 
+class Int8Coverage(msgspec.Struct, frozen=True):
+    """How much of a file its runtime computes in 8 bits, without running it.
+
+    Attributes:
+        weighted: Products with stored weights: convolutions, matrix products.
+        int8: How many of them are computed in 8 bits.
+        converts: Conversions between 8 bits and float that are left.
+    """
+
+    weighted: int
+    int8: int
+    converts: int
+
+
 class Candidate(msgspec.Struct, frozen=True):
     """One way to run the model, and what is known about it.
 
@@ -86,6 +101,12 @@ class Candidate(msgspec.Struct, frozen=True):
             not run here.
         pareto: Whether no other passing candidate is better in one of accuracy, latency and size
             without being worse in another.
+        stage: 2 for a candidate that builds on the results of others, else 1.
+        timed: Which measurement its figures are from: ``first`` (few rounds, which only sort out
+            who cannot win), ``final``, or empty.
+        energy_mj: Energy of a run in millijoules, the whole processor's; None without a counter.
+        saving: How many times less energy than the baseline; None without a counter.
+        coverage: What was seen before timing; None where nothing was looked at.
     """
 
     runtime: str
@@ -108,6 +129,11 @@ class Candidate(msgspec.Struct, frozen=True):
     memory_bytes: int | None = None
     pareto: bool = False
     load_ms: float | None = None
+    stage: int = 1
+    timed: str = ""
+    energy_mj: float | None = None
+    saving: Speedup | None = None
+    coverage: Int8Coverage | None = None
 
     @property
     def id(self) -> str:
@@ -115,18 +141,38 @@ class Candidate(msgspec.Struct, frozen=True):
         return f"{self.runtime}.{self.recipe}"
 
 
+class Timed(msgspec.Struct, frozen=True):
+    """A candidate with another number of threads or samples in a run.
+
+    Attributes:
+        id: ``<runtime>.<recipe>``.
+        latency_ms: Of it.
+        speedup: Against the baseline with as many, in the same run.
+    """
+
+    id: str
+    latency_ms: Latency
+    speedup: Speedup
+
+
 class AtThreads(msgspec.Struct, frozen=True):
-    """The winner with another number of threads.
+    """The winner with another number of threads or samples in a run.
 
     Attributes:
         threads: How many.
         latency_ms: Of the winner.
         speedup: Against the baseline with as many threads, in the same run.
+        batch: Samples in a run.
+        best: Id of the fastest there that is surely faster than the baseline, or the baseline's.
+        candidates: All that were measured so.
     """
 
     threads: int
     latency_ms: Latency
     speedup: Speedup
+    batch: int = 1
+    best: str = ""
+    candidates: tuple[Timed, ...] = ()
 
 
 class ProfileResult(msgspec.Struct, frozen=True):
@@ -143,7 +189,8 @@ class ProfileResult(msgspec.Struct, frozen=True):
         seconds: How long the search took.
         reason: Why the winner won, in one sentence.
         other_threads: The winner with the profile's other numbers of threads, as far as this
-            machine has cores.
+            machine has cores, and of samples in a run; and who is best there.
+        confirmed: Gain of the winner, measured again in new processes; None when it was not.
     """
 
     profile: str
@@ -156,6 +203,7 @@ class ProfileResult(msgspec.Struct, frozen=True):
     seconds: float
     reason: str = ""
     other_threads: tuple[AtThreads, ...] = ()
+    confirmed: Speedup | None = None
 
 
 class ConvertResult(msgspec.Struct, frozen=True):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -94,6 +96,30 @@ def save(path: Path, arrays: Mapping[str, Array]) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+
+
+def stream(path: Path) -> Iterator[dict[str, Array]]:
+    """Yield the feed of each run of what ``save`` wrote, one at a time in memory."""
+    with ExitStack() as stack:
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        opened: dict[str, tuple[IO[bytes], np.dtype[Any], tuple[int, ...]]] = {}
+        for name in archive.namelist():
+            file = stack.enter_context(archive.open(name))
+            np.lib.format.read_magic(file)
+            shape, _, kind = np.lib.format.read_array_header_1_0(file)
+            opened[name.removesuffix(".npy")] = (file, kind, shape)
+        for _ in range(min(shape[0] for _, _, shape in opened.values())):
+            yield {
+                name: _next(file, kind, shape[1:]) for name, (file, kind, shape) in opened.items()
+            }
+
+
+def _next(file: IO[bytes], kind: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Read the next array of a type and shape."""
+    array: Array = np.empty(shape, kind)
+    data = file.read(array.nbytes)
+    array.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8) if data else 0
+    return array
 
 
 def load(path: Path) -> dict[str, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeml.manifest import Score
-from edgeml_converters.results import SQNR_CEILING, AtThreads, Candidate
+from edgeml_converters.results import SQNR_CEILING, AtThreads, Candidate, Speedup
 
 NOTHING = "-"
 
@@ -13,12 +13,18 @@ def latency(candidate: Candidate) -> str:
     return f"{candidate.latency_ms.p50:.3g}" if candidate.latency_ms else NOTHING
 
 
+def gain(ratio: Speedup) -> str:
+    """Return ``2.31 x [2.28, 2.35]``."""
+    low, high = ratio.interval
+    return f"{ratio.value:.2f} x [{low:.2f}, {high:.2f}]"
+
+
 def threads(one: AtThreads) -> str:
-    """Return how the winner does with another number of threads."""
-    low, high = one.speedup.interval
+    """Return how the winner does with another number of threads or samples in a run."""
+    how = f"{one.threads}" if one.batch == 1 else f"{one.threads}, batch {one.batch}"
+    best = f"; best there: {one.best}" if one.best else ""
     return (
-        f"{one.threads}: {one.latency_ms.p50:.3g} ms, {one.speedup.value:.2f} x "
-        f"[{low:.2f}, {high:.2f}] of the source with as many"
+        f"{how}: {one.latency_ms.p50:.3g} ms, {gain(one.speedup)} of the source with as many{best}"
     )
 
 
@@ -63,6 +69,24 @@ def sqnr(candidate: Candidate) -> str:
 def decibels(value: float) -> str:
     """Return a signal-to-noise ratio in a sentence."""
     return "infinite (equal bit for bit)" if value >= SQNR_CEILING else f"{value:.1f} dB"
+
+
+def load(candidate: Candidate) -> str:
+    """Return the time from the file to the first answer in milliseconds."""
+    return NOTHING if candidate.load_ms is None else f"{candidate.load_ms:.3g}"
+
+
+def energy(candidate: Candidate) -> str:
+    """Return the energy of a run in millijoules."""
+    return NOTHING if candidate.energy_mj is None else f"{candidate.energy_mj:.3g}"
+
+
+def coverage(candidate: Candidate) -> str:
+    """Return ``26 of 26``: products in 8 bits, and all; nothing for a float file."""
+    seen = candidate.coverage
+    if seen is None or not (seen.int8 or seen.converts):
+        return NOTHING
+    return f"{seen.int8} of {seen.weighted}"
 
 
 def size(count: int | None) -> str:

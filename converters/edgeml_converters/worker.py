@@ -1,37 +1,33 @@
-"""The child process of ``edgeml_converters.jobs``: ``python -m edgeml_converters.worker FOLDER``.
+"""What the child processes of ``edgeml_converters.jobs`` do.
 
-Three jobs: build the files of a recipe; check a variant, by running it on the samples; measure
-variants side by side. Models are run by ``edgeml.runtime``, with the code that a device uses.
+Build the files of a recipe; look at what a runtime makes of them; check a variant, by running it
+on the samples; keep one variant open, and run it whenever it is asked to, for a measurement that
+visits several such processes in turns. Models are run by ``edgeml.runtime``, with the code that a
+device uses.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import sys
+import gc
 import time
-import traceback
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from edgeml.errors import EdgemlError
 from edgeml.manifest import Binding, Step, Variant
 from edgeml.plugins import load
 from edgeml.runtime import get_runtime
 from edgeml.runtime.bind import open_variant
-from edgeml.runtime.measure import interleave, speedup
+from edgeml.runtime.energy import EnergyCounter
+from edgeml.runtime.measure import settle, visit
 from edgeml.runtime.memory import peak_resident
 from edgeml.tensors import Array, TensorSpec
 from edgeml_converters import samples
-from edgeml_converters.jobs import NO_SPACE, Outcome
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from edgeml_converters.jobs.wire import Channel, Reply
 
 
 class PassCall(msgspec.Struct, frozen=True):
@@ -135,48 +131,56 @@ class Checked(msgspec.Struct, frozen=True):
     load_ms: float = 0.0
 
 
-class MeasureJob(msgspec.Struct, frozen=True, tag="measure"):
-    """Measure variants side by side.
+class LookJob(msgspec.Struct, frozen=True, tag="look"):
+    """Tell how much of a file a runtime runs in 8 bits, without running it.
 
     Attributes:
-        entries: Key -> (folder, variant).
-        baseline: The key that the others are compared with.
+        file: What the runtime opens.
+        runtime: Its name.
+        threads: Of every run.
+        options: Of the runtime.
+    """
+
+    file: str
+    runtime: str
+    threads: int
+    options: dict[str, str]
+
+
+class OpenJob(msgspec.Struct, frozen=True, tag="open"):
+    """Open a variant and run it whenever it is asked to, until nobody asks any more.
+
+    Attributes:
+        folder: Holds the variant's files.
+        variant: What to open.
         inputs: The public contract.
         outputs: The public contract.
         samples: Path of the samples; the first is what is run.
-        rounds: Of the interleaved measurement.
-        budget_s: Stop after this long, though not before the least number of rounds.
-        seed: Of the order inside the rounds.
+        batch: Samples in one run.
+        min_block_s: A visit repeats short runs until about this long.
     """
 
-    entries: dict[str, tuple[str, Variant]]
-    baseline: str
+    folder: str
+    variant: Variant
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     samples: str
-    rounds: int
-    budget_s: float
-    seed: int = 0
+    batch: int = 1
+    min_block_s: float = 0.002
 
 
-class Measured(msgspec.Struct, frozen=True):
-    """How long one variant took.
+class Opened(msgspec.Struct, frozen=True):
+    """The first answer to an OpenJob.
 
     Attributes:
-        rounds_ms: Median of each round, for pictures and for others to reckon with.
-        p50: Milliseconds.
-        p95: Milliseconds.
-        p99: Milliseconds.
-        speedup: (value, low, high) against the baseline.
-        clock: The time that was compared, ``wall`` or ``cpu``.
+        calls: Runs of one visit.
     """
 
-    rounds_ms: tuple[float, ...]
-    p50: float
-    p95: float
-    p99: float
-    speedup: tuple[float, float, float]
-    clock: str
+    calls: int
+
+
+class Go(msgspec.Struct, frozen=True, tag="go"):
+    """Asks for one visit; the answer is a ``Block``."""
 
 
 def build(job: BuildJob) -> Built:
@@ -212,9 +216,15 @@ def build(job: BuildJob) -> Built:
     )
 
 
+def look(job: LookJob) -> msgspec.Struct:
+    """Return the coverage of a file."""
+    from edgeml_converters.layers.coverage import coverage
+
+    return coverage(Path(job.file), job.runtime, job.threads, job.options)
+
+
 def check(job: CheckJob) -> Checked:
     """Run a variant on every sample, from its final bytes, and keep its outputs."""
-    feeds = list(samples.feeds(samples.load(Path(job.samples))))
     # This also loads the library, whose memory is not the model's.
     version = get_runtime(job.variant.runtime).check().version
     base = peak_resident()
@@ -222,18 +232,19 @@ def check(job: CheckJob) -> Checked:
     with closing(
         open_variant(Path(job.folder), job.variant, job.inputs, job.outputs)
     ) as program, closing(program.session()) as session:  # fmt: skip
-        runs = [session.run(feeds[0])]
+        feeds = samples.stream(Path(job.samples))
+        feed = next(feeds)
+        runs = [session.run(feed)]
         started = time.perf_counter()
         first = started - opened
-        for feed in feeds[1:]:
-            runs.append(session.run(feed))
-        seconds = (time.perf_counter() - started) / max(len(feeds) - 1, 1)
+        runs += [session.run(other) for other in feeds]
+        seconds = (time.perf_counter() - started) / max(len(runs) - 1, 1)
         peak = peak_resident()
-        repeatable = _near(runs[0], session.run(feeds[0]))
+        repeatable = _near(runs[0], session.run(feed))
         placement = program.placement
-    joined = runs[0] if job.first else samples.join(runs, samples.batch_of(feeds[0]))
+    joined = runs[0] if job.first else samples.join(runs, samples.batch_of(feed))
     samples.save(Path(job.results), joined)
-    load_ms = round(1e3 * min(first, *(_load(job, feeds[0]) for _ in range(_loads(first)))), 3)
+    load_ms = round(1e3 * min(first, *(_load(job, feed) for _ in range(_loads(first)))), 3)
     return Checked(placement, version, peak - base, seconds, repeatable, load_ms)
 
 
@@ -268,80 +279,52 @@ def _near(first: Mapping[str, Array], second: Mapping[str, Array]) -> bool:
     return True
 
 
-def measure(job: MeasureJob) -> dict[str, Measured]:
-    """Measure variants side by side, batch 1, at their threads."""
-    feed = next(samples.feeds(samples.load(Path(job.samples))))
-    with ExitStack() as stack:
-        runs: dict[str, Callable[[], object]] = {}
-        for key, (folder, variant) in job.entries.items():
-            opened = open_variant(Path(folder), variant, job.inputs, job.outputs)
-            program = stack.enter_context(closing(opened))
-            session = stack.enter_context(closing(program.session()))
-            runs[key] = lambda session=session: session.run(feed)  # type: ignore[misc]  # bound now
-        timings = interleave(runs, rounds=job.rounds, budget_s=job.budget_s, seed=job.seed)
-    found: dict[str, Measured] = {}
-    for key, timing in timings.items():
-        ratio = speedup(timings[job.baseline], timing)
-        found[key] = Measured(
-            tuple(round(float(s) * 1e3, 6) for s in timing.wall),
-            **timing.latency_ms(),
-            speedup=(ratio.value, ratio.low, ratio.high),
-            clock=ratio.clock,
-        )
-    return found
+def stay(job: OpenJob, channel: Channel) -> None:
+    """Open a variant, and make a visit whenever one is asked for.
+
+    While nobody asks, the process waits for the next question: it takes no processor time, and
+    its threads sleep.
+    """
+    feed = _repeated(next(samples.stream(Path(job.samples))), job.inputs, job.batch)
+    counter = EnergyCounter.find()
+    joules = counter.joules if counter else None
+    with closing(
+        open_variant(Path(job.folder), job.variant, job.inputs, job.outputs)
+    ) as program, closing(program.session()) as session:  # fmt: skip
+        calls = settle(lambda: session.run(feed), job.min_block_s)
+        gc.collect()
+        gc.disable()
+        channel.send(Reply(msgspec.msgpack.encode(Opened(calls))))
+        while channel.receive(Go) is not None:
+            block = visit(lambda: session.run(feed), calls, joules)
+            channel.send(Reply(msgspec.msgpack.encode(block)))
 
 
-_Job = BuildJob | CheckJob | MeasureJob
+def _repeated(
+    feed: Mapping[str, Array], inputs: tuple[TensorSpec, ...], batch: int
+) -> dict[str, Array]:
+    """Return a feed of ``batch`` samples, as far as the inputs take a batch."""
+    return {
+        spec.name: np.repeat(feed[spec.name], batch, axis=0) if spec.batched else feed[spec.name]
+        for spec in inputs
+    }
 
 
-def work(job: _Job) -> Built | Checked | dict[str, Measured]:
-    """Do a job."""
+AnyJob = BuildJob | LookJob | CheckJob | OpenJob
+
+
+def work(job: AnyJob, channel: Channel) -> msgspec.Struct | None:
+    """Do a job.
+
+    Args:
+        job: What to do.
+        channel: To whoever asked, for a job that answers questions.
+    """
     if isinstance(job, BuildJob):
         return build(job)
+    if isinstance(job, LookJob):
+        return look(job)
     if isinstance(job, CheckJob):
         return check(job)
-    return measure(job)
-
-
-def _end_with_parent() -> None:
-    """End when the process that waits for the outcome is gone, however it ended."""
-    while os.read(0, 1):
-        pass
-    os._exit(1)
-
-
-def main() -> int:
-    """Do the job in the folder that the command line names; return the exit code."""
-    Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        _leave_outcome(Path(sys.argv[1]))
-    except OSError as error:
-        if error.errno in _FULL:
-            return NO_SPACE
-        raise
-    return 0
-
-
-def _leave_outcome(folder: Path) -> None:
-    """Do the job in a folder.
-
-    Raises:
-        OSError: The folder cannot be written.
-    """
-    job = msgspec.msgpack.decode((folder / "job").read_bytes(), type=_Job)
-    try:
-        outcome = Outcome(result=msgspec.msgpack.encode(work(job)))
-    except EdgemlError as error:
-        outcome = Outcome(error=error.message)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise
-        # The boundary of the process: whatever a library raises costs this candidate, no more.
-        traceback.print_exc()
-        text = " ".join(str(error).split())[:400]
-        outcome = Outcome(error=f"{type(error).__name__}: {text}")
-    (folder / "outcome").write_bytes(msgspec.msgpack.encode(outcome))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    stay(job, channel)
+    return None

@@ -204,8 +204,10 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         budgets: What a variant may cost.
         devices: Runtime -> devices or providers to try; a runtime that is not named computes on
             its CPU.
-        threads: The first is what a variant is chosen at and runs with; the winner is measured at
+        threads: The first is what a variant is chosen at and runs with; what may win is measured at
             the others too, as far as the host has cores.
+        batch: Samples in a run: the first is what a variant is chosen at; what may win is measured
+            at the others too.
         compiler: Its compiler.
         evidence: The highest evidence that can be had.
     """
@@ -225,7 +227,8 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shapes: Shapes = Shapes()
     budgets: Budgets = Budgets()
     devices: dict[str, tuple[str, ...]] = {}
-    threads: tuple[Positive, ...] = (1,)
+    threads: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (1,)
+    batch: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (1,)
     compiler: Compiler = Compiler()
     evidence: EvidenceLimits = EvidenceLimits()
 
