@@ -25,6 +25,9 @@ COMMANDS: dict[str, Row] = {
         "Make a model fast and small for a device, and prove it.",
         "convert",
     ),
+    "sweep": Row(
+        "edgeml_converters.sweep_cli:command", "Convert many models, as a file says.", "convert"
+    ),
     "compare": Row(
         "edgeml_converters.compare_cli:command",
         "Compare two models or bundles: accuracy, latency, memory.",

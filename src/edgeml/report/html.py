@@ -5,12 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from html import escape
+from urllib.parse import quote
 
 from edgeml.report.model import Fact, Picture, Report, Section, Table
-from edgeml.report.style import STYLE
+from edgeml.report.style import COLOURS, STYLE
 
 _PROLOG = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.DOTALL)
 _NAMESPACE = re.compile(r'\sxmlns(:\w+)?="[^"]*"')
+_NAMES = {value: name for name, value in COLOURS.items()}
+#: A colour as the value of a style; ``#...`` elsewhere is the name of a part of the picture.
+_COLOUR = re.compile(rf":\s*({'|'.join(COLOURS.values())})\b", re.IGNORECASE)
+#: Names of parts: those that nothing uses go, for several pictures on a page have the same.
+_ID = re.compile(r'\sid="([^"]*)"')
+_USES = re.compile(r'[("]#([^)"]+)')
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -63,12 +70,17 @@ def _section(section: Section) -> Iterator[str]:
 def _picture(picture: Picture) -> str:
     caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
     label = escape(picture.alt, quote=True)
-    return f'<figure role="img" aria-label="{label}">{inline_svg(picture.svg)}{caption}</figure>'
+    kind = ' class="wide"' if picture.wide else ""
+    drawn = inline_svg(picture.svg).replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return f"<figure{kind}>{drawn}{caption}</figure>"
 
 
 def inline_svg(svg: bytes) -> str:
-    """Return a picture as it may stand inside HTML, which needs no prolog and no namespaces."""
-    return _NAMESPACE.sub("", _PROLOG.sub("", svg.decode())).strip()
+    """Return a picture as HTML takes it: no prolog, no namespaces, the page's own colours."""
+    plain = _NAMESPACE.sub("", _PROLOG.sub("", svg.decode())).strip()
+    used = set(_USES.findall(plain))
+    named = _ID.sub(lambda found: found[0] if found[1] in used else "", plain)
+    return _COLOUR.sub(lambda found: f": var(--{_NAMES[found[1].lower()]})", named)
 
 
 def _table(table: Table) -> Iterator[str]:
@@ -80,7 +92,10 @@ def _table(table: Table) -> Iterator[str]:
     cells = "".join(f'<th scope="col"{number}>{escape(c.title)}</th>' for number, c in heads)
     yield f"<thead><tr>{cells}</tr></thead><tbody>"
     for row in table.rows:
-        pairs = zip(numbers, row.cells, strict=True)
-        cells = "".join(f"<td{number}>{escape(cell)}</td>" for number, cell in pairs)
+        told = [escape(cell) for cell in row.cells]
+        if row.link:
+            told[0] = f'<a href="{escape(quote(row.link), quote=True)}">{told[0]}</a>'
+        pairs = zip(numbers, told, strict=True)
+        cells = "".join(f"<td{number}>{cell}</td>" for number, cell in pairs)
         yield f'<tr class="{row.tone}">{cells}</tr>'
     yield "</tbody></table></div>"

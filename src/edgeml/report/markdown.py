@@ -50,7 +50,9 @@ def _table(table: Table) -> Iterator[str]:
     yield "|" + "|".join("---:" if column.number else "---" for column in table.columns) + "|"
     for row in table.rows:
         mark = _MARKS[row.tone]
-        cells = (f"{mark}{_cell(cell)}{mark}" if cell else "" for cell in row.cells)
+        cells = [f"{mark}{_cell(cell)}{mark}" if cell else "" for cell in row.cells]
+        if row.link:
+            cells[0] = f"[{cells[0]}](<{row.link}>)"
         yield "| " + " | ".join(cells) + " |"
     yield ""
     if table.caption:

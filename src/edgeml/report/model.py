@@ -29,10 +29,17 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The cells of a row, and the tone of the whole."""
+    """A row of a table.
+
+    Attributes:
+        cells: As many as the table has columns.
+        tone: Of the whole row.
+        link: Where the first cell leads: a path relative to the report; empty for nowhere.
+    """
 
     cells: tuple[str, ...]
     tone: Tone = ""
+    link: str = ""
 
 
 class Table(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -51,12 +58,14 @@ class Picture(msgspec.Struct, frozen=True, omit_defaults=True):
         alt: What it shows, for somebody who cannot see it.
         svg: The picture itself.
         caption: How to read it.
+        wide: Whether it takes the whole width of the page.
     """
 
     name: str
     alt: str
     svg: bytes
     caption: str = ""
+    wide: bool = False
 
 
 class Section(msgspec.Struct, frozen=True, omit_defaults=True):

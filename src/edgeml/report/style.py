@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+#: Colours that a picture may use. Inside the page each becomes the colour of that name, which is
+#: another one in the dark. Blue, purple and orange are told apart with every kind of colour
+#: blindness (after Okabe and Ito, darkened until they stand out on white).
+COLOURS: dict[str, str] = {
+    "ink": "#1d232b",
+    "soft": "#5b6673",
+    "line": "#e3e1dc",
+    "card": "#ffffff",
+    "good": "#0b7a5b",
+    "bad": "#a63d2f",
+    "blue": "#0072b2",
+    "purple": "#a8578f",
+    "orange": "#c96f00",
+    "grey": "#607080",
+}
+
 STYLE = """\
 :root {
+  color-scheme: light dark;
   --paper: #fbfaf8; --card: #ffffff; --ink: #1d232b; --soft: #5b6673; --line: #e3e1dc;
   --good: #0b7a5b; --good-back: #e7f5ef; --bad: #a63d2f; --doubt: #8a6414; --doubt-back: #fdf5df;
+  --blue: #0072b2; --purple: #a8578f; --orange: #c96f00; --grey: #607080;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14181d; --card: #1c2229; --ink: #e8eaed; --soft: #9aa5b1; --line: #303840;
     --good: #4fc79f; --good-back: #15322a; --bad: #f08a78; --doubt: #e3bd62;
-    --doubt-back: #33290f;
+    --doubt-back: #33290f; --blue: #56b4e9; --purple: #dd9bc8; --orange: #f2a541; --grey: #a9b4bf;
   }
 }
 * { box-sizing: border-box; }
@@ -45,11 +63,16 @@ aside h2 { font-size: 1rem; }
 summary { font-weight: 600; cursor: pointer; }
 details[open] summary { margin-bottom: .8rem; }
 p { margin: 0 0 .8rem; max-width: 60rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr));
-  gap: 1rem; margin: 0 0 .8rem; }
-figure { margin: 0; background: #ffffff; color: #1d232b; border-radius: .4rem; padding: .6rem; }
-figure svg { width: 100%; height: auto; display: block; }
-figcaption { font-size: .82rem; color: #5b6673; padding: .3rem .4rem 0; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr));
+  gap: 1.4rem 1.8rem; margin: .4rem 0 1.2rem; align-items: start; }
+figure { margin: 0; min-width: 0; }
+figure.wide { grid-column: 1 / -1; }
+figure svg { width: 100%; max-width: 44rem; height: auto; display: block; }
+figure.wide svg { max-width: none; }
+figure svg text { font-family: inherit !important; }
+figcaption { font-size: .82rem; color: var(--soft); padding: .3rem .4rem 0; max-width: 44rem; }
+a { color: var(--blue); }
+a:focus-visible, summary:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .82rem; margin: 0 0 .8rem; }
 caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .82rem;
@@ -66,5 +89,13 @@ tr.doubt td { color: var(--doubt); }
 tr.quiet td { color: var(--soft); }
 footer { color: var(--soft); font-size: .82rem; padding-bottom: 2.5rem; }
 @media print { body { background: #fff; } section, details, aside { break-inside: avoid; } }
-@media (max-width: 40rem) { .pictures { grid-template-columns: 1fr; } }
+@media (max-width: 40rem) {
+  header, main, footer { padding: 0 .8rem; }
+  header { padding-top: 1.4rem; }
+  h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
+  section, details, aside { padding: .9rem; }
+  .pictures { grid-template-columns: minmax(0, 1fr); }
+  .facts { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .6rem; }
+  .facts .value { font-size: 1.1rem; }
+}
 """
