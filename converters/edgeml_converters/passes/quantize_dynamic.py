@@ -5,12 +5,13 @@ Only MatMul and Gemm: a dynamic convolution (ConvInteger) is 5 to 14 times slowe
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import onnx
 
-from edgeml.errors import ModelError
+from edgeml.errors import ModelError, nearest
+from edgeml_converters.model import signature
 from edgeml_converters.passes.base import (
     FLOAT,
     INT8,
@@ -20,54 +21,59 @@ from edgeml_converters.passes.base import (
     PassContext,
     PassResult,
 )
-from edgeml_converters.passes.quantize import prepared, quantise
-from edgeml_converters.source.checks import count_ops
+from edgeml_converters.quantizer.dynamic import write_dynamic
+from edgeml_converters.quantizer.prepare import prepared
 
 
 class QuantizeDynamic:
     """Quantise the weights of MatMul and Gemm; needs no data."""
 
     name = "quantize_dynamic"
-    needs: frozenset[str] = frozenset({OPSET13, FLOAT})
-    promises: frozenset[str] = frozenset({SIGNATURE, STANDARD, INT8})
+    needs: frozenset[str] = frozenset({FLOAT, OPSET13})
+    promises: frozenset[str] = frozenset({INT8, SIGNATURE, STANDARD})
 
-    def __init__(self, per_channel: bool = True, reduce_range: bool = False) -> None:
+    def __init__(
+        self, per_channel: bool = True, reduce_range: bool = False, exclude: Iterable[str] = ()
+    ) -> None:
         """Choose the scheme.
 
         Args:
             per_channel: One weight scale per output channel.
             reduce_range: Weights of 7 bits, for x86 without VNNI.
+            exclude: Names of nodes that stay float.
         """
         self._per_channel, self._reduce_range = per_channel, reduce_range
+        self._exclude = tuple(exclude)
 
     @property
     def options(self) -> dict[str, Any]:
         """All that was chosen."""
-        return {"per_channel": self._per_channel, "reduce_range": self._reduce_range}
+        return {
+            "per_channel": self._per_channel,
+            "reduce_range": self._reduce_range,
+            "exclude": list(self._exclude),
+        }
 
     def run(self, model: onnx.ModelProto, context: PassContext) -> PassResult:
         """Apply it.
 
         Raises:
-            ModelError: There is nothing to quantise, or the quantiser failed.
+            ModelError: There is nothing to quantise, an unknown node to exclude, or the model is
+                quantised already.
         """
         ready = prepared(model)
-
-        def call(source: Path, product: Path, folder: Path) -> None:
-            from onnxruntime import quantization as q
-
-            q.quantize_dynamic(
-                str(source),
-                str(product),
-                op_types_to_quantize=["MatMul", "Gemm"],
-                per_channel=self._per_channel,
-                reduce_range=self._reduce_range,
-                weight_type=q.QuantType.QInt8,
-                extra_options={"MatMulConstBOnly": True},
-            )
-
-        quantised = quantise(ready, call)
-        products = count_ops(quantised).get("MatMulInteger", 0)
+        names = {node.name for node in ready.graph.node}
+        for name in self._exclude:
+            if name not in names:
+                raise ModelError(f"the model has no node '{name}' to exclude", nearest(name, names))
+        quantised, products = write_dynamic(
+            ready,
+            per_channel=self._per_channel,
+            reduce_range=self._reduce_range,
+            exclude=self._exclude,
+        )
         if not products:
             raise ModelError("nothing to quantise: no matrix product has stored weights")
+        if signature(quantised) != signature(model):
+            raise ModelError("quantising changed the inputs or outputs of the model", "report this")
         return PassResult(quantised, True, (f"{products} matrix products in 8 bits",))

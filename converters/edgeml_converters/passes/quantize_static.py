@@ -26,6 +26,7 @@ from edgeml_converters.passes.base import (
 from edgeml_converters.passes.shapes import real_inputs
 from edgeml_converters.quantizer import place_onnxruntime, place_openvino
 from edgeml_converters.quantizer.calibrate import observe
+from edgeml_converters.quantizer.dense import merge_biases
 from edgeml_converters.quantizer.graph import Index
 from edgeml_converters.quantizer.insert import insert
 from edgeml_converters.quantizer.parameters import STORED
@@ -101,12 +102,13 @@ class QuantizeStatic:
                 f"static quantisation needs calibration data for input '{(absent or ['?'])[0]}'",
                 "give evaluation data by --data",
             )
-        index = Index(ready)
+        names = {node.name for node in ready.graph.node}
         for name in self._exclude:
-            if name not in index.nodes:
-                raise ModelError(
-                    f"the model has no node '{name}' to exclude", nearest(name, index.nodes)
-                )
+            if name not in names:
+                raise ModelError(f"the model has no node '{name}' to exclude", nearest(name, names))
+        if self._placement == "onnxruntime":
+            ready = merge_biases(ready, self._exclude)
+        index = Index(ready)
         placement = PLACEMENTS[self._placement](index, self._exclude)
         if not placement.weights:
             raise ModelError(
