@@ -114,9 +114,7 @@ def run_node(node: onnx.NodeProto, inputs: Sequence[Array]) -> Array:
     out = onnx.ValueInfoProto()
     out.name = node.output[0]
     graph = helper.make_graph([node], "node", infos, [out])
-    made = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR
-    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
     return run_model(made, feed)
 
 

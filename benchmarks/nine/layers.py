@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-
 from onnx import helper
 
 from .builder import Array, Net, Value, run_node

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from .builder import Net, Value
 
 #: Log-normal spread of the columns of a weight, and of the gains of a normalisation.
@@ -36,7 +34,9 @@ def gelu(net: Net, x: Value) -> Value:
     return net.op("Mul", net.op("Mul", x, net.op("Add", e, net.number(1.0))), net.number(0.5))
 
 
-def attention(net: Net, x: Value, heads: int, bias: Value | None = None, sharp: float = 1.0) -> Value:
+def attention(
+    net: Net, x: Value, heads: int, bias: Value | None = None, sharp: float = 1.0
+) -> Value:
     """Add self-attention with its output projection.
 
     Args:

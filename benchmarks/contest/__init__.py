@@ -1,0 +1,1 @@
+"""One model in the contest: everybody's product, built, checked and timed in the same run."""
