@@ -14,9 +14,12 @@ import onnx
 from onnx import helper
 
 from edgeml.tensors import Array
+from edgeml_converters.layers.graph import WEIGHTED
 from edgeml_converters.layers.taps import feeds, tapped
 
 _MARK = "~twin"
+#: Operators that a quantiser leaves out, because rounding to a range without negatives does it.
+_CLAMPS = frozenset({"Relu", "Clip"})
 
 
 def local_noise(
@@ -92,8 +95,9 @@ def channel_shift(
 class _Twins:
     """The graph with both.
 
-    ``nodes`` is node -> names of the outputs (signal, noise); ``differences`` is node -> the
-    tensor (quantised minus exact).
+    A twin is what a quantised model computes a tensor by, from the last tensors before it that the
+    source has too; those it reads from the source. ``nodes`` is node of the source -> names of the
+    outputs (signal, noise); ``differences`` is node -> the tensor (quantised minus exact).
     """
 
     def __init__(self, source: onnx.ModelProto, quantised: onnx.ModelProto) -> None:
@@ -102,80 +106,81 @@ class _Twins:
         self.graph = self.model.graph
         self.nodes: dict[str, tuple[str, str]] = {}
         self.differences: dict[str, str] = {}
-        self._exact = {name for node in source.graph.node for name in node.output}
-        self._exact |= {i.name for i in source.graph.input}
+        self._source = {name: node for node in source.graph.node for name in node.output if name}
+        self._kinds = {node.name: node.op_type for node in source.graph.node}
+        self._exact = {*self._source, *(i.name for i in source.graph.input)}
         self._maker = {name: node for node in quantised.graph.node for name in node.output}
         self._stored = {i.name: i for i in quantised.graph.initializer}
-        self._done: dict[str, str] = {}
-        mine = {node.name: node for node in source.graph.node}
+        self._copied: dict[str, frozenset[str]] = {}
         for node in quantised.graph.node:
-            twin = mine.get(node.name)
-            if twin is not None and twin.op_type == node.op_type:
-                self._add(twin, node)
+            for name in node.output:
+                if name in self._source:
+                    self._add(name)
 
-    def _add(self, exact: onnx.NodeProto, rough: onnx.NodeProto) -> None:
-        """Add the twin of one operator, when something that it reads is rounded."""
-        inputs: list[str] = []
-        rounded = False
-        for want, name in zip(exact.input, rough.input, strict=False):
-            maker = self._maker.get(name)
-            if maker is not None and maker.op_type == "DequantizeLinear":
-                found = self._rounded(maker)
-                if found is None:
-                    return
-                inputs.append(found)
-                rounded = True
-            else:
-                inputs.append(want)
-        if not rounded or len(inputs) != len(exact.input):
+    def _add(self, tensor: str) -> None:
+        """Add the twin of one tensor, when something that it is computed from is rounded."""
+        if not self._rounded(tensor):
             return
-        output = f"{exact.output[0]}{_MARK}"
-        copy = onnx.NodeProto()
-        copy.CopyFrom(exact)
-        copy.name += _MARK
-        del copy.input[:], copy.output[:]
-        copy.input.extend(inputs)
-        copy.output.extend([output, *(f"{name}{_MARK}" for name in exact.output[1:] if name)])
-        self.graph.node.append(copy)
-        self.nodes[exact.name] = self._sums(exact.output[0], output)
-        self.differences[exact.name] = f"{output}~diff"
+        made = self._copy(tensor)
+        owner = next((n for n in sorted(made) if self._kinds.get(n) in WEIGHTED), "")
+        maker = self._source[tensor]
+        owner = owner or maker.name
+        if owner in self.nodes:
+            return
+        exact = tensor
+        # The quantiser lets rounding clamp what Relu would: compare with what comes before it.
+        while (
+            maker.op_type in _CLAMPS and maker.name not in made and maker.input[0] in self._source
+        ):
+            exact = maker.input[0]
+            maker = self._source[exact]
+        self.nodes[owner] = self._sums(exact, f"{tensor}{_MARK}")
+        self.differences[owner] = f"{tensor}{_MARK}~diff"
 
-    def _rounded(self, dequantize: onnx.NodeProto) -> str | None:
-        """Return the name of rounded values in the twin graph; None when there are none."""
-        known = dequantize.output[0]
-        if known in self._done:
-            return self._done[known]
-        source = dequantize.input[0]
-        store = self._maker.get(source)
-        steps = [dequantize]
-        if source not in self._stored:
-            if store is None or store.op_type != "QuantizeLinear":
-                return None
-            if store.input[0] not in self._exact:
-                return None
-            steps.insert(0, store)
-        for step in steps:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(step)
-            copy.name = f"{step.name or step.output[0]}{_MARK}"
-            for i, name in enumerate(step.input):
-                if name in self._stored:
-                    copy.input[i] = self._keep(name)
-                elif name == source:
-                    copy.input[i] = f"{name}{_MARK}"
-            copy.output[0] = f"{step.output[0]}{_MARK}"
-            self.graph.node.append(copy)
-        self._done[known] = f"{known}{_MARK}"
-        return self._done[known]
+    def _rounded(self, tensor: str) -> bool:
+        """Tell whether a tensor is computed from rounded ones, since the last exact ones."""
+        waiting, seen = [tensor], {tensor}
+        while waiting:
+            node = self._maker[waiting.pop()]
+            if node.op_type == "DequantizeLinear":
+                return True
+            for name in node.input:
+                if name in self._maker and name not in self._exact and name not in seen:
+                    seen.add(name)
+                    waiting.append(name)
+        return False
+
+    def _copy(self, tensor: str) -> frozenset[str]:
+        """Copy what computes a tensor; return the names of the nodes."""
+        if tensor in self._copied:
+            return self._copied[tensor]
+        node = self._maker[tensor]
+        names = {node.name}
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.name = f"{node.name or tensor}{_MARK}"
+        for index, name in enumerate(node.input):
+            if name in self._stored:
+                copy.input[index] = self._keep(name)
+            elif name and name not in self._exact:
+                names |= self._copy(name)
+                copy.input[index] = f"{name}{_MARK}"
+        for index, name in enumerate(node.output):
+            if name:
+                copy.output[index] = f"{name}{_MARK}"
+        self.graph.node.append(copy)
+        for name in node.output:
+            self._copied[name] = frozenset(names)
+        return self._copied[tensor]
 
     def _keep(self, name: str) -> str:
         """Store a constant of the quantised model under a name of its own."""
         own = f"{name}{_MARK}"
-        if own not in self._done:
+        if own not in self._copied:
             tensor = self.graph.initializer.add()
             tensor.CopyFrom(self._stored[name])
             tensor.name = own
-            self._done[own] = own
+            self._copied[own] = frozenset()
         return own
 
     def _sums(self, exact: str, rough: str) -> tuple[str, str]:
