@@ -34,6 +34,7 @@ import msgspec
 from edgeml.errors import UsageError, nearest
 from edgeml.hardware import load_profile
 from edgeml_converters.rules import check_profile
+from edgeml_converters.words import read_seconds
 
 _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`(?: - at `\$\.?(?P<where>[^`]*)`)?")
 _MAX_BYTES = 1 << 20
@@ -55,6 +56,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="k
         threads: Threads of every run.
         seed: Of everything random.
         version: SemVer of the bundle.
+        budget: Time for one model, for example ``10m``.
+        preprocess: What is built in before the model, as ``--preprocess`` takes it.
+        postprocess: What is built in after it.
     """
 
     profile: tuple[str, ...] | str | None = None
@@ -67,6 +71,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="k
     threads: Positive | None = None
     seed: int | None = None
     version: str | None = None
+    budget: str | None = None
+    preprocess: tuple[str, ...] | None = None
+    postprocess: tuple[str, ...] | None = None
 
 
 class Model(Options, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
@@ -172,6 +179,15 @@ def _entry(one: Model, defaults: Options, file: Path) -> Entry:
         check_profile(load_profile(name))
     if "data" in given:
         given["data"] = _place(given["data"], file.parent, f"{where}: data")
+    for key in ("preprocess", "postprocess"):
+        if key in given:
+            files = (v if not v.endswith(".toml") else str(file.parent / v) for v in given[key])
+            given[key] = tuple(files)
+    if "budget" in given:
+        text = given.pop("budget")
+        given["budget_s"] = read_seconds(text)
+        if not given["budget_s"]:
+            raise UsageError(f"{where}: budget '{text}' is no time", "write for example 90s or 10m")
     path = _place(one.path, file.parent, f"{where}: path")
     return Entry(one.name or _name(one.path), path, resolved, given)
 

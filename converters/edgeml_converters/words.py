@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from edgeml.manifest import Score
 from edgeml_converters.results import SQNR_CEILING, AtThreads, Candidate, Speedup
 
 NOTHING = "-"
+_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smh]?)")
 
 
 def latency(candidate: Candidate) -> str:
@@ -96,3 +99,9 @@ def size(count: int | None) -> str:
     if count < 10 << 20:
         return f"{count / 1024:,.0f} KiB" if count >= 10 << 10 else f"{count / 1024:.1f} KiB"
     return f"{count / (1 << 20):,.1f} MiB"
+
+
+def read_seconds(text: str) -> float:
+    """Return the seconds of ``90``, ``90s``, ``10m`` or ``1.5h``; 0 when it is no time."""
+    found = _TIME.fullmatch(text.strip())
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0

@@ -107,6 +107,7 @@ def test_what_is_done_is_not_done_again_and_one_alone_can_be(folder, capsys):
         (FIRST, [], "profile"),
         (DEFAULTS.replace("@swept", "cpu-x86-6") + FIRST, [], "cpu-x86-64"),
         (DEFAULTS + FIRST + "max-drop = -1\n", [], "max-drop"),
+        (DEFAULTS + FIRST + "budget = '5 apples'\n", [], "5 apples"),
         ("[[model]\n", [], "not TOML"),
         (DEFAULTS + FIRST + SECOND, ["--only", "2n"], "did you mean '2nd'?"),
     ],
