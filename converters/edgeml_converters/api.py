@@ -28,6 +28,7 @@ from edgeml_converters.cache import Attempt, Cache, code_digest, default_folder,
 from edgeml_converters.candidates import Bench
 from edgeml_converters.jobs import Limits, Pool
 from edgeml_converters.judge import Judge
+from edgeml_converters.on_device import benches_on
 from edgeml_converters.packing import Contents, make_bundle
 from edgeml_converters.processing.apply import open_data, processed
 from edgeml_converters.results import ConvertResult
@@ -68,6 +69,9 @@ def convert(
     allow_partial: bool = False,
     preprocess: Sequence[str] = (),
     postprocess: Sequence[str] = (),
+    on_device: str | None = None,
+    server: str = "",
+    token: str = "",
     progress: Callable[[str], None] = logger.info,
     status: Callable[[str], None] | None = None,
 ) -> ConvertResult:
@@ -104,6 +108,9 @@ def convert(
         preprocess: What to build in front of an input, each a TOML file or the short form, for
             example ``imagenet color=bgr``. Evaluation data are then as a device gives them.
         postprocess: What to build behind an output, for example ``softmax top=5``.
+        on_device: Selector of a fleet's devices: the candidates are measured there, and not here.
+        server: Address of the fleet; empty for one on this machine.
+        token: Of the fleet; empty for what a server on this machine wrote down.
         progress: Takes lines that say what was done.
         status: Takes a line that says what is being done, and which the next one replaces.
 
@@ -117,11 +124,12 @@ def convert(
         ModelError: The model cannot be used.
         DataError: The data cannot be used.
         GateError: Nothing passes for a profile. Nothing is written then.
-        UnreachableError: The place to track to does not answer.
+        UnreachableError: The place to track to, the fleet or its devices do not answer.
     """
     profiles = profiles_of([profile] if isinstance(profile, str) else list(profile))
     check_options(objective, effort, max_drop, threads, jobs)
     check_run(objective, budget_s, resume, fresh, cache)
+    devices = benches_on(on_device, server, token, profiles, objective) if on_device else {}
     asked = {"objective": objective, "effort": effort, "metric": metric, "max_drop": max_drop,
              "threads": threads, "seed": seed, "shape": shape or None, "data": data}  # fmt: skip
     keep = _keeper(track, asked, progress)
@@ -156,7 +164,9 @@ def convert(
                 progress(f"{one.name}: threads {bench.threads}, {judged.runs} samples")
                 judge = Judge(judged.metric, judged.labels, max_drop)
                 news = Progress(progress, status, _share(budget_s, started, len(profiles) - number))
-                found.append(search(one, source, bench, judge, facts, terms, news))
+                found.append(
+                    search(one, source, bench, judge, facts, terms, news, devices.get(one.name))
+                )
                 benches.append(bench)
                 attempts.append(attempt)
                 if found[-1].partial:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -46,15 +45,11 @@ def _shapes(
     return shapes
 
 
-_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smh]?)")
-
-
 def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
     """Return seconds from ``90``, ``90s``, ``10m`` or ``1.5h``."""
     if value is None:
         return None
-    found = _TIME.fullmatch(value.strip())
-    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    seconds = words.read_seconds(value)
     if not seconds:
         raise click.BadParameter(f"'{value}' is no time, expected for example 90s, 10m or 1h")
     return seconds
@@ -98,6 +93,11 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
               help="Build in what is done before the model: 'imagenet color=bgr'.")  # fmt: skip
 @click.option("--postprocess", multiple=True, metavar="FILE|WORDS",
               help="Build in what is done after it: 'softmax top=5 labels=FILE'.")  # fmt: skip
+@click.option("--on-device", metavar="SELECTOR",
+              help="Measure on these devices of a fleet, and not here.")  # fmt: skip
+@click.option("--server", envvar="EDGEML_SERVER", default="", metavar="URL",
+              help="Address of that fleet (default: on this machine).")  # fmt: skip
+@click.option("--token", envvar="EDGEML_TOKEN", default="", help="Token for that fleet.")
 @click.option("--resume", is_flag=True, help="Go on from where an interrupted run was.")
 @click.option("--fresh", is_flag=True, help="Measure anew what was measured before.")
 @click.option("--cache/--no-cache", default=True, show_default=True,
@@ -124,6 +124,9 @@ def convert(
     track: str | None,
     preprocess: tuple[str, ...],
     postprocess: tuple[str, ...],
+    on_device: str | None,
+    server: str,
+    token: str,
     resume: bool,
     fresh: bool,
     cache: bool,
@@ -160,6 +163,9 @@ def convert(
         track=track,
         preprocess=preprocess,
         postprocess=postprocess,
+        on_device=on_device,
+        server=server,
+        token=token,
         resume=resume,
         fresh=fresh,
         cache=cache,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -11,7 +13,7 @@ from edgeml.hardware import DeviceFacts, HardwareProfile, Int8Rule, fits
 from edgeml.manifest import EvidenceState
 from edgeml.runtime.facts import host_line
 from edgeml.runtime.measure import LEAST_ROUNDS
-from edgeml_converters.candidates import Bench, Trial, baseline_or_raise, make_trials
+from edgeml_converters.candidates import Bench, Measured, Trial, baseline_or_raise, make_trials
 from edgeml_converters.choose import Choice
 from edgeml_converters.judge import Judge
 from edgeml_converters.recipes import Plan, baseline_allowed, recipes_for
@@ -75,6 +77,34 @@ class Terms(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
+class Elsewhere(Protocol):
+    """What measures instead of this machine: devices of a fleet.
+
+    Attributes:
+        facts: What they have in common.
+        host: One line that names them.
+        notes: What a reader must know of how they measured.
+    """
+
+    notes: tuple[str, ...]
+
+    @property
+    def facts(self) -> DeviceFacts:
+        """See the class."""
+        ...
+
+    @property
+    def host(self) -> str:
+        """See the class."""
+        ...
+
+    def measure(
+        self, base: Trial, others: Sequence[Trial], bench: Bench, heat: Heat, progress: Progress
+    ) -> dict[str, Measured]:
+        """Do what ``search.measuring.measure`` does."""
+        ...
+
+
 @dataclass(frozen=True)
 class Found:
     """The outcome of a search.
@@ -106,6 +136,7 @@ def search(
     facts: DeviceFacts,
     terms: Terms,
     progress: Progress,
+    elsewhere: Elsewhere | None = None,
 ) -> Found:
     """Find the winner for one profile.
 
@@ -117,6 +148,7 @@ def search(
         facts: This machine.
         terms: What the user wants.
         progress: Takes the news.
+        elsewhere: Measures instead of this machine.
 
     Raises:
         ModelError: onnxruntime cannot run the source.
@@ -125,7 +157,7 @@ def search(
         KeyboardInterrupt: It was interrupted, and there is nothing to end with, or that was not
             wanted.
     """
-    return _Search(profile, source, bench, judge, facts, terms, progress).run()
+    return _Search(profile, source, bench, judge, facts, terms, progress, elsewhere).run()
 
 
 class _Search:
@@ -140,12 +172,16 @@ class _Search:
         facts: DeviceFacts,
         terms: Terms,
         progress: Progress,
+        elsewhere: Elsewhere | None,
     ) -> None:
         self.profile, self.source, self.bench, self.judge = profile, source, bench, judge
-        self.facts, self.terms, self.progress = facts, terms, progress
+        self.terms, self.progress, self.elsewhere = terms, progress, elsewhere
+        self.facts = elsewhere.facts if elsewhere else facts
+        #: Why a device of the profile is not this machine: what needs one is only checked here.
+        self.not_here = fits(profile, facts)
         self.effort = terms.effort
-        self.misfit = fits(profile, facts)
-        self.isa = profile.match.isa if self.misfit else facts.isa
+        self.misfit = fits(profile, self.facts)
+        self.isa = profile.match.isa if self.misfit else self.facts.isa
         self.evidence = _evidence(profile, self.misfit)
         self.trials: list[Trial] = []
         self.notes: list[str] = []
@@ -175,8 +211,8 @@ class _Search:
         result = self._result(choice, started)
         self.progress.say(f"{self.profile.name}: {result.winner.id} wins: {result.reason}")
         winner = next(trial for trial in self.trials if trial.id == choice.winner)
-        host = host_line(self.facts)
-        return Found(self.profile, result, self.trials, winner, self.evidence, host, self.partial)
+        evidence, host = self.evidence, result.host
+        return Found(self.profile, result, self.trials, winner, evidence, host, self.partial)
 
     def _expect(self) -> None:
         """Guess how long the stages take, for the time left that is shown."""
@@ -197,7 +233,7 @@ class _Search:
         trials = make_trials(recipes_for(self.plan))
         self.base, self.trials = trials[0], trials
         for trial in trials:
-            trial.absent = bool(self.misfit) and trial.runtime in trial.recipe.devices
+            trial.absent = bool(self.not_here) and trial.runtime in trial.recipe.devices
         Preparer(self.bench, self.profile, self.progress).prepare([self.base], "source", 2.0)
         advice = told.advice(self.source, self.plan.has_data)
         baseline_or_raise(trials, self.source.path.name, advice)
@@ -214,7 +250,7 @@ class _Search:
         new = [trial for trial in make_trials(recipes_for(plan)) if trial.id not in known]
         for trial in new:
             trial.stage = 2
-            trial.absent = bool(self.misfit) and trial.runtime in trial.recipe.devices
+            trial.absent = bool(self.not_here) and trial.runtime in trial.recipe.devices
         self.trials = [*self.trials, *new]
         if new:
             self._stage(new, "second stage", _SECOND_UNTIL)
@@ -260,7 +296,8 @@ class _Search:
         self.progress.say(
             f"measuring {len(trials) + 1} side by side, {heat.rounds} rounds ({heat.name})"
         )
-        found = measure(self.base, trials, self.bench, heat, self.progress)
+        how = self.elsewhere.measure if self.elsewhere else measure
+        found = how(self.base, trials, self.bench, heat, self.progress)
         for trial in (self.base, *trials):
             if trial.id in found:
                 trial.measured, trial.timed = found[trial.id], timed
@@ -318,7 +355,8 @@ class _Search:
     def _doubtful(self, winner: str) -> bool:
         """Whether a winner is one that has to show its gain again."""
         by_speed = self.terms.objective in ("latency", "energy")
-        return winner != self.base.id and by_speed and not self.misfit and self._time()
+        here = not self.misfit and self.elsewhere is None
+        return winner != self.base.id and by_speed and here and self._time()
 
     def _time(self) -> bool:
         """Whether there is time for one more measurement; says so once when there is none."""
@@ -338,7 +376,7 @@ class _Search:
         bench = self.bench
         ways = [(threads, bench.batch) for threads in bench.other_threads]
         ways += [(bench.threads, batch) for batch in bench.other_batches]
-        for threads, batch in ways if not self.misfit else ():
+        for threads, batch in ways if not self.misfit and self.elsewhere is None else ():
             if not self._time():
                 return
             heat = self._heat(f"{threads} threads, batch {batch}", self.effort.rounds // 2, 0.4)
@@ -368,12 +406,13 @@ class _Search:
             *self.source.warnings,
             *self.terms.notes,
             *told.warnings(self.profile, self.misfit, self.plan.has_data, self.bench, self.facts),
+            *(self.elsewhere.notes if self.elsewhere else ()),
             *self.notes,
             *told.doubts(winner),
         )
         return ProfileResult(
             profile=self.profile.name,
-            host=host_line(self.facts),
+            host=self.elsewhere.host if self.elsewhere else host_line(self.facts),
             baseline=by_id[self.base.id],
             winner=winner,
             speedup=winner.speedup,

@@ -176,7 +176,8 @@ class Rpc(msgspec.Struct, frozen=True, omit_defaults=True):
     """A request to a device, or its reply (same id).
 
     Methods: ``ack`` (no reply; params ``boot`` and ``sequences``: additive messages that the
-    fleet has applied), ``rebirth`` (send birth, state and reported again), ``ping``, ``measure`` and
+    fleet has applied), ``rebirth`` (send birth, state and reported again), ``ping``,
+    ``measure`` and
     ``measure_cancel`` (see ``edgeml.messages.measuring``).
     """
 
