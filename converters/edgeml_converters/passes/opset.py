@@ -10,6 +10,7 @@ from onnx import helper, version_converter
 
 from edgeml.errors import DeviceError, ModelError, RequestError
 from edgeml_converters.model import run_model
+from edgeml_converters.passes import old_forms
 from edgeml_converters.passes.base import (
     IDEMPOTENT,
     SIGNATURE,
@@ -21,6 +22,8 @@ from edgeml_converters.passes.base import (
 )
 from edgeml_converters.passes.shapes import real_inputs
 from edgeml_converters.source.checks import opset_of
+from edgeml_converters.source.files import filled, outline
+from edgeml_converters.source.stored import is_large
 
 #: IR version that goes with operator set 17, which every runtime here reads.
 _IR = 8
@@ -47,59 +50,84 @@ class UpgradeOpset:
     def run(self, model: onnx.ModelProto, context: PassContext) -> PassResult:
         """Apply it.
 
+        Where the operator set cannot be raised, or the model would then compute something else,
+        it stays, and a note says why: some recipes can live with it, others say what they need.
+
         Raises:
-            ModelError: An operator has no newer form, or the new model computes something else.
+            ModelError: The model itself does not run on the data.
         """
         before = opset_of(model)
+        stored = {i.name for i in model.graph.initializer}
+        listed = sum(i.name in stored for i in model.graph.input)
+        if before >= self._opset and not listed:
+            return PassResult(model, False)
         plain = onnx.ModelProto()
         plain.CopyFrom(model)
-        stored = {i.name for i in plain.graph.initializer}
-        listed = [i.name for i in plain.graph.input if i.name in stored]
+        notes: list[str] = []
         if listed:
             inputs = real_inputs(plain)
             del plain.graph.input[:]
             plain.graph.input.extend(inputs)
-        if before >= self._opset and not listed:
-            return PassResult(model, False)
+            notes.append(f"{listed} stored tensors are no longer inputs")
         plain.ir_version = max(plain.ir_version, _IR)
-        notes = [f"{len(listed)} stored tensors are no longer inputs"] if listed else []
-        if before < self._opset:
-            plain = self._convert(plain)
-            notes.append(f"operator set {before} -> {self._opset}")
-        worst = _difference(model, plain, context)
-        if worst is None:
-            notes.append("not compared: the source does not run on random samples, give data")
+        if before >= self._opset:
             return PassResult(plain, True, tuple(notes))
+        made, said = self._upgraded(model, plain, context)
+        notes.append(said)
+        if made is not None:
+            return PassResult(made, True, tuple(notes))
+        return PassResult(plain if listed else model, bool(listed), tuple(notes))
+
+    def _upgraded(
+        self, model: onnx.ModelProto, plain: onnx.ModelProto, context: PassContext
+    ) -> tuple[onnx.ModelProto | None, str]:
+        """Return the model in the new operator set and a note; no model when it must stay."""
+        before = opset_of(model)
+        stays = f"the operator set stays {before}"
+        try:
+            made = self._convert(plain)
+        except (RuntimeError, ValueError, IndexError) as error:
+            said = " ".join(str(error).split())
+            return None, f"{stays}: {_culprit(model, said)}{said}"
+        try:
+            worst = _difference(model, made, context)
+        except _Unusable as error:
+            return None, f"{stays}: {error}"
+        raised = f"operator set {before} -> {self._opset}"
+        if worst is None:
+            return made, f"{raised}; not compared: the source does not run on random samples"
         if worst > TOLERANCE:
-            raise ModelError(
-                f"upgrading operator set {before} to {self._opset} changes the outputs by "
-                f"{worst:.2g} (relative), expected at most {TOLERANCE:g}",
-                "export the model again with opset 17",
+            return None, (
+                f"{stays}: raising it to {self._opset} changes the outputs by {worst:.2g} "
+                f"(relative), allowed is {TOLERANCE:g}"
             )
-        return PassResult(plain, True, (*notes, f"outputs equal within {worst:.1g}"))
+        return made, f"{raised}; outputs equal within {worst:.1g}"
 
     def _convert(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Return the model in the new operator set; its other domains stay."""
+        before = opset_of(model)
         others = [o for o in model.opset_import if o.domain not in ("", "ai.onnx")]
-        try:
-            converted = version_converter.convert_version(model, self._opset)
-        except (RuntimeError, ValueError, IndexError) as error:
-            said = " ".join(str(error).split())
-            raise ModelError(
-                f"the operator set cannot be upgraded to {self._opset}: {_culprit(model, said)}"
-                f"{said}",
-                "export the model again with opset 17",
-            ) from error
+        bare = old_forms.rewritten(outline(model)[0] if is_large(model) else model)
+        converted = version_converter.convert_version(bare, self._opset)
         have = {o.domain for o in converted.opset_import}
         converted.opset_import.extend(o for o in others if o.domain not in have)
-        return converted
+        old_forms.completed(converted, before)
+        return filled(converted, model)
+
+
+class _Unusable(Exception):
+    """The upgraded model does not load or run; the text says why."""
 
 
 def _culprit(model: onnx.ModelProto, said: str) -> str:
     """Return which node an error is about, where its text lets one tell."""
-    for node in model.graph.node:
-        if node.op_type in said.replace(":", " ").replace("`", " ").split():
-            return f"node '{node.name or node.output[0]}' ({node.op_type}): "
+    words = "".join(c if c.isalnum() else " " for c in said).lower().split()
+    joined = "".join(words)
+    for exact in (True, False):
+        for node in model.graph.node:
+            op = node.op_type.lower()
+            if (op in words) if exact else (len(op) > 4 and op in joined):
+                return f"node '{node.name or node.output[0]}' ({node.op_type}): "
     return ""
 
 
@@ -126,7 +154,8 @@ def _difference(a: onnx.ModelProto, b: onnx.ModelProto, context: PassContext) ->
     None when there is no data and the source itself refuses random samples.
 
     Raises:
-        ModelError: A model does not load, or does not run on the data.
+        ModelError: The first does not load, or does not run on the data.
+        _Unusable: The second does not.
     """
     feed = samples_for(a, context)
     try:
@@ -138,7 +167,9 @@ def _difference(a: onnx.ModelProto, b: onnx.ModelProto, context: PassContext) ->
     try:
         second = run_model(b, feed, context.threads)
     except (RequestError, DeviceError) as error:
-        raise ModelError(f"the upgraded model does not run: {error.message}") from error
+        raise _Unusable(f"the upgraded model does not run: {error.message}") from error
+    except ModelError as error:
+        raise _Unusable(f"the upgraded model does not load: {error.message}") from error
     worst = 0.0
     for name, values in first.items():
         x, y = values.astype(np.float64), second[name].astype(np.float64)

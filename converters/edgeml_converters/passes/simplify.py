@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from edgeml.errors import ModelError
-from edgeml_converters.model import model_bytes, signature
+from edgeml_converters.model import model_bytes, model_digest, signature
 from edgeml_converters.passes.base import (
     IDEMPOTENT,
     SIGNATURE,
@@ -18,11 +18,22 @@ from edgeml_converters.passes.base import (
     PassContext,
     PassResult,
 )
+from edgeml_converters.simple import clean
+from edgeml_converters.simple.affine import fold_affine
+from edgeml_converters.simple.constants import fold_constants
 from edgeml_converters.source.checks import count_ops
+from edgeml_converters.source.stored import is_large
+
+#: One rewrite may make room for another; more rounds than this were never seen to be needed.
+_ROUNDS = 10
 
 
 class Simplify:
-    """Graph optimisation of onnxruntime at its basic level, which keeps to standard operators."""
+    """Rewrites of our own, then those of onnxruntime's basic level, which keep to the standard.
+
+    Constants are folded by our own rewrites only: onnxruntime folds without a bound, and a file
+    of kilobytes can become one of gigabytes.
+    """
 
     name = "simplify"
     needs: frozenset[str] = frozenset()
@@ -39,7 +50,15 @@ class Simplify:
         Raises:
             ModelError: The model does not load, or the result is not what it should be.
         """
-        simple = _optimise(model)
+        simple = onnx.ModelProto()
+        simple.CopyFrom(model)
+        notes = _rewrite(simple)
+        if not is_large(simple):
+            optimised = _optimise(simple)
+            _rewrite(optimised)
+            # It moves transposes about without an end; only what makes a graph smaller counts.
+            if sum(count_ops(optimised).values()) < sum(count_ops(simple).values()):
+                simple = optimised
         before, after = count_ops(model), count_ops(simple)
         foreign = [n for n in after if ":" in n and n not in before]
         if foreign:
@@ -48,9 +67,26 @@ class Simplify:
         if signature(simple) != signature(model):
             raise ModelError("simplifying changed the inputs or outputs of the model")
         total = sum(before.values()), sum(after.values())
-        if model_bytes(simple) == model_bytes(model):
+        if model_digest(simple) == model_digest(model):
             return PassResult(model, False)
-        return PassResult(simple, True, (f"{total[0]} -> {total[1]} nodes",))
+        return PassResult(simple, True, (f"{total[0]} -> {total[1]} nodes", *notes))
+
+
+def _rewrite(model: onnx.ModelProto) -> list[str]:
+    """Apply our own rewrites until nothing changes; return what a reader should know."""
+    folded, affine, shared = 0, 0, 0
+    for _ in range(_ROUNDS):
+        noops = clean.drop_noops(model.graph)
+        constants = fold_constants(model)
+        into = fold_affine(model.graph)
+        dead = clean.drop_dead(model.graph)
+        folded, affine = folded + constants, affine + into
+        if not (noops or constants or into or dead):
+            break
+    shared = clean.share_equal(model.graph)
+    said = ((folded, "constants folded"), (affine, "scalings folded into weights"),
+            (shared, "equal weights stored once"))  # fmt: skip
+    return [f"{count} {what}" for count, what in said if count]
 
 
 def _optimise(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -62,12 +98,16 @@ def _optimise(model: onnx.ModelProto) -> onnx.ModelProto:
     options.log_severity_level = 4  # it warns that optimised models belong to one machine
     options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    # Copies of activations and weights for a fused form only slow down what comes later.
     with tempfile.TemporaryDirectory(prefix="edgeml-") as folder:
         out = Path(folder) / "simple.onnx"
         options.optimized_model_filepath = str(out)
         try:
-            ort.InferenceSession(model_bytes(model), options, providers=["CPUExecutionProvider"])
+            ort.InferenceSession(
+                model_bytes(model),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["ConstantFolding"],
+            )
         except (state.Fail, state.InvalidGraph, state.InvalidArgument, state.NotImplemented) as e:
             raise ModelError(f"onnxruntime cannot simplify the model: {e}") from e
         return onnx.load(out)

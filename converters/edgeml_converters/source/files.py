@@ -142,6 +142,20 @@ def outline(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[int]]:
     return bare, large
 
 
+def filled(bare: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put the large tensors of a model back into what was made of its outline; by their names.
+
+    Args:
+        bare: Comes from ``outline``, by way of something that does not look at weights; changed.
+        model: Holds the tensors.
+    """
+    mine = {tensor.name: tensor for tensor in model.graph.initializer}
+    for tensor in bare.graph.initializer:
+        if is_external(tensor) and place_of(tensor).file == Path(_ELSEWHERE):
+            tensor.CopyFrom(mine[tensor.name])
+    return bare
+
+
 def _copy_field(message: object, name: str, value: object) -> None:
     """Set a field of a protobuf message to a copy of a value."""
     field = getattr(message, name)
