@@ -73,10 +73,13 @@ def observe(
             for feed in per_run:
                 _fold(found[name], name, feed[name])
     rows = max((len(a) for a in per_run[0].values() if a.ndim), default=1)
-    for group in _groups(inner, sizes, rows):
-        for outputs in _outputs(model, group, per_run, threads):
-            for name, array in outputs.items():
-                _fold(found[name], name, array)
+    with tempfile.TemporaryDirectory(prefix="edgeml-") as folder:
+        file = Path(folder) / "watching.onnx"
+        for group in _groups(inner, sizes, rows):
+            _write(model, group, file)
+            for outputs in _outputs(file, group, per_run, threads):
+                for name in group:
+                    _fold(found[name], name, outputs.pop(name))
     choose = METHODS[method] if method != "minmax" else None
     return {
         name: choose(one) if choose else (min(one.low, 0.0), max(one.high, 0.0))
@@ -167,10 +170,22 @@ def _groups(names: list[str], sizes: Mapping[str, int], rows: int) -> Iterator[l
         yield group
 
 
+def _write(model: onnx.ModelProto, names: list[str], file: Path) -> None:
+    """Write a model with further outputs, without copying its weights in memory.
+
+    Parts of one protobuf message may follow each other in a file: they are merged when it is read.
+    """
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+    further = onnx.ModelProto(graph=onnx.GraphProto(output=infos))
+    with file.open("wb") as stream:
+        stream.write(model.SerializeToString())
+        stream.write(further.SerializeToString())
+
+
 def _outputs(
-    model: onnx.ModelProto, names: list[str], data: Iterable[dict[str, Array]], threads: int
+    file: Path, names: list[str], data: Iterable[dict[str, Array]], threads: int
 ) -> Iterator[dict[str, Array]]:
-    """Run the model on each feed; yield the named tensors.
+    """Run a model on each feed; yield the named tensors.
 
     Raises:
         ModelError: It does not load or does not run.
@@ -178,23 +193,13 @@ def _outputs(
     import onnxruntime as ort
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    watching = onnx.ModelProto()
-    watching.CopyFrom(model)
-    del watching.graph.output[:]
-    watching.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
-    )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
-        with tempfile.TemporaryDirectory(prefix="edgeml-") as folder:
-            file = Path(folder) / "watching.onnx"
-            file.write_bytes(watching.SerializeToString())
-            del watching
-            session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         for feed in data:
             yield dict(zip(names, session.run(names, feed), strict=True))
     except (
