@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgeml.manifest import Manifest, Variant
+from edgeml.manifest import Evidence, EvidenceState, Manifest, Tolerance, Variant
 from edgeml.runtime import get_runtime
 from edgeml.runtime.base import Program, ProgramOptions
-from edgeml.runtime.bind import open_variant
+from edgeml.runtime.bind import BoundProgram, binding_identity, open_variant
 from edgeml_converters import samples
 from edgeml_converters.data import EvaluationData
 from edgeml_converters.source import Source
@@ -48,7 +48,8 @@ class Product:
             variant, manifest = self.variant
             return open_variant(self.path, variant, manifest.inputs, manifest.outputs)
         options = ProgramOptions(threads=threads, extra=dict(self.options))
-        return get_runtime(self.runtime).prepare(self.path, options)
+        program = get_runtime(self.runtime).prepare(self.path, options)
+        return BoundProgram(program, _as_it_is(program), program.inputs, program.outputs)
 
     @property
     def size_bytes(self) -> int:
@@ -59,6 +60,23 @@ class Product:
         if self.path.suffix == ".xml":
             files.append(self.path.with_suffix(".bin"))
         return sum(file.stat().st_size for file in files)
+
+
+def _as_it_is(program: Program) -> Variant:
+    """Return a variant that changes nothing: a peer's runs pass the same door as ours."""
+    return Variant(
+        id="peer",
+        profile="",
+        runtime=program.runtime,
+        precision="",
+        recipe="",
+        files=(),
+        entry="",
+        inputs=tuple(binding_identity(spec) for spec in program.inputs),
+        outputs=tuple(binding_identity(spec) for spec in program.outputs),
+        evidence=Evidence(EvidenceState.MEASURED, program.runtime),
+        tolerance=Tolerance(0.0, 0.0),
+    )
 
 
 @dataclass(frozen=True)

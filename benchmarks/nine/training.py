@@ -1,6 +1,6 @@
 """Trains an ONNX graph with torch: the graph is the definition, its float initializers move.
 
-    python -m nine.training MODEL.onnx IMAGES.npz TRAINED.onnx
+    python -m nine.training MODEL.onnx IMAGES.npz TRAINED.onnx EPOCHS RATE
 
 Runs in an environment of its own (``digits.py`` is without torch). Every node is one line of
 ``OPS``; one thread and one seed make the same bytes on the same machine.
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from onnx import helper, numpy_helper
 
-EPOCHS, BATCH, RATE, SEED = 60, 64, 2e-3, 0
+BATCH, SEED = 64, 0
 T = torch.Tensor
 Attributes = dict[str, Any]
 
@@ -98,14 +98,14 @@ def moved(x: T, dice: torch.Generator) -> T:
     return cut + 0.05 * torch.randn(x.shape, generator=dice)
 
 
-def train(graph: Graph, x: T, y: T) -> None:
-    """Train with AdamW and a cosine schedule."""
+def train(graph: Graph, x: T, y: T, epochs: int, rate: float) -> None:
+    """Train with AdamW; the rate rises and falls once."""
     dice = torch.Generator().manual_seed(SEED)
-    steps = EPOCHS * (len(x) // BATCH)
-    tuner = torch.optim.AdamW(graph.parameters(), RATE, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(tuner, RATE, steps)
+    steps = epochs * (len(x) // BATCH)
+    tuner = torch.optim.AdamW(graph.parameters(), rate, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(tuner, rate, steps)
     graph.train()
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         order = torch.randperm(len(x), generator=dice)
         for rows in order[: len(x) // BATCH * BATCH].split(BATCH):
             loss = F.cross_entropy(graph(moved(x[rows], dice)), y[rows], label_smoothing=0.05)
@@ -118,13 +118,19 @@ def train(graph: Graph, x: T, y: T) -> None:
 
 def main() -> None:
     """Run it."""
-    source, data, target = sys.argv[1:]
+    source, data, target, epochs, rate = sys.argv[1:]
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
     model = onnx.load(source)
     graph = Graph(model)
     with np.load(data) as arrays:
-        train(graph, torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]))
+        train(
+            graph,
+            torch.from_numpy(arrays["x"]),
+            torch.from_numpy(arrays["y"]),
+            int(epochs),
+            float(rate),
+        )
     state = graph.state_dict()
     for one in model.graph.initializer:
         one.CopyFrom(numpy_helper.from_array(state[one.name].numpy(), one.name))
