@@ -1,8 +1,8 @@
 """Signal to quantisation noise of each tensor of a quantised model, in bounded memory.
 
 ``20 log10(|x| / |x - y|)`` with x of the float model and y of the quantised one, over all samples
-(as in onnxruntime's qdq_loss_debug, which keeps all tensors of all samples). Sums of squares are
-added up run by run, so what is held is one run's tensors.
+(as in onnxruntime's qdq_loss_debug, which keeps all tensors of all samples). Here both models are
+one graph that computes the sums of squares itself: two numbers per tensor come out of a run.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from collections.abc import Iterable, Mapping
 import msgspec
 import numpy as np
 import onnx
+import onnx.compose
+import onnx.helper
 
 from edgeml.tensors import Array
 from edgeml_converters.layers.taps import feeds, tapped
 from edgeml_converters.passes.shapes import real_inputs
+from edgeml_converters.quantizer.prepare import infer, light
 from edgeml_converters.results import SQNR_CEILING
 
-_STORE = frozenset({"QuantizeLinear", "DequantizeLinear"})
+#: What stands before the names of the exact model where both are one graph.
+_EXACT = "exact~"
 
 
 class TensorNoise(msgspec.Struct, frozen=True):
@@ -58,12 +62,16 @@ class Noise:
     @property
     def db(self) -> float:
         """Signal to noise in decibels, within plus and minus SQNR_CEILING."""
-        if not self.noise:
-            return SQNR_CEILING
-        if not self.signal:
-            return -SQNR_CEILING
-        value = 10 * math.log10(self.signal / self.noise)
-        return max(-SQNR_CEILING, min(SQNR_CEILING, value))
+        return _db(self.signal, self.noise)
+
+
+def _db(signal: float, noise: float) -> float:
+    """Return a ratio of powers in decibels, within bounds also where one of them is nothing."""
+    if not noise:
+        return SQNR_CEILING
+    if not signal:
+        return -SQNR_CEILING
+    return max(-SQNR_CEILING, min(SQNR_CEILING, 10 * math.log10(signal / noise)))
 
 
 def sqnr(want: Iterable[Array], got: Iterable[Array]) -> float:
@@ -117,21 +125,59 @@ def per_tensor(
     Raises:
         ModelError: A model does not load, or an input has no data.
     """
-    pairs = twins(source, quantised)
-    total = {name: Noise() for name in pairs}
-    with tapped(source, pairs, threads) as want, tapped(quantised, pairs.values(), threads) as got:
-        for feed in feeds(source, calibration, samples):
-            exact, rough = want(feed), got(feed)
-            for name, twin in pairs.items():
-                x, y = exact[name], rough[twin]
-                if x.dtype.kind == "f" and x.shape == y.shape:
-                    total[name].add(x, y)
+    both, sums = _side_by_side(source, quantised)
+    total = {name: np.zeros(2) for name in sums}
+    with tapped(both, [one for pair in sums.values() for one in pair], threads) as run:
+        for feed in feeds(quantised, calibration, samples):
+            outputs = run(feed)
+            for name, pair in sums.items():
+                total[name] += [float(outputs[one]) for one in pair]
     makers = {name: node for node in source.graph.node for name in node.output}
-    return tuple(
-        TensorNoise(name, makers[name].name, makers[name].op_type, sums.db)
-        for name, sums in total.items()
-        if sums.signal
-    )
+    found = []
+    for name, (signal, noise) in total.items():
+        # What holds masks (infinite, or nearly) has no signal that a sum of squares could tell.
+        if signal > 0 and np.isfinite([signal, noise]).all():
+            node = makers[name]
+            found.append(TensorNoise(name, node.name, node.op_type, _db(signal, noise)))
+    return tuple(found)
+
+
+def _side_by_side(
+    source: onnx.ModelProto, quantised: onnx.ModelProto
+) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
+    """Return both models as one graph, and tensor -> names of its outputs (signal, noise)."""
+    both = onnx.ModelProto()
+    both.CopyFrom(quantised)
+    plain = onnx.GraphProto()
+    plain.CopyFrom(source.graph)
+    del plain.input[:]  # without stored tensors that are inputs too, as old models have them
+    plain.input.extend(real_inputs(source))
+    other = onnx.compose.add_prefix_graph(plain, _EXACT, rename_inputs=False)
+    both.graph.node.extend(other.node)
+    both.graph.initializer.extend(other.initializer)
+    both.graph.sparse_initializer.extend(other.sparse_initializer)
+    domains = {o.domain for o in both.opset_import}
+    both.opset_import.extend(o for o in source.opset_import if o.domain not in domains)
+    del both.graph.value_info[:]
+    floats = _floats(source)
+    sums: dict[str, tuple[str, str]] = {}
+    for name, twin in twins(source, quantised).items():
+        if name not in floats:
+            continue
+        exact, diff = f"{_EXACT}{name}", f"{_EXACT}{name}~diff"
+        sums[name] = f"{exact}~signal", f"{exact}~noise"
+        both.graph.node.append(onnx.helper.make_node("Sub", [twin, exact], [diff], name=diff))
+        for result, of in zip(sums[name], (exact, diff), strict=True):
+            both.graph.node.append(
+                onnx.helper.make_node("ReduceSumSquare", [of], [result], name=result, keepdims=0)
+            )
+    return both, sums
+
+
+def _floats(model: onnx.ModelProto) -> set[str]:
+    """Return the tensors that are known to be float32."""
+    known = infer(light(model))
+    return {v.name for v in known if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
 
 
 def whole_model(
