@@ -146,8 +146,7 @@ def _drift(contents: Contents, base: Trial) -> bytes | None:
     """Return the drift reference; None without real data, or where samples cannot be told apart."""
     if not contents.given:
         return None
-    batch = samples.batch_of({name: array[0] for name, array in contents.samples.items()})
-    inputs = samples.join(list(samples.feeds(contents.samples)), batch)
+    inputs = samples.flat(contents.samples)
     try:
         return drift.build(inputs, base.outputs).encode()
     except DataError as error:

@@ -84,6 +84,17 @@ def join(runs: Sequence[Mapping[str, Array]], batch: int) -> dict[str, Array]:
     return joined
 
 
+def flat(stacked: Mapping[str, Array]) -> dict[str, Array]:
+    """Return what ``join`` makes of all feeds, without a copy."""
+    batch = batch_of({name: array[0] for name, array in stacked.items()})
+    return {
+        name: array.reshape(-1, *array.shape[2:])
+        if array.ndim > 1 and array.shape[1] == batch
+        else array
+        for name, array in stacked.items()
+    }
+
+
 def batch_of(feed: Mapping[str, Array]) -> int:
     """Return how many samples a feed holds: the fewest rows of any input."""
     return min((array.shape[0] for array in feed.values() if array.ndim), default=1)

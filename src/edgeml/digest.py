@@ -58,4 +58,6 @@ def sha256_array(array: npt.NDArray[Any]) -> str:
     flat = np.ascontiguousarray(array)
     little = flat.astype(flat.dtype.newbyteorder("<"), copy=False)
     head = f"{little.dtype.str} {list(little.shape)}\n".encode()
-    return "array-" + sha256_bytes(head + little.tobytes())
+    state = hashlib.sha256(head)
+    state.update(little.reshape(-1).view(np.uint8).data)  # no copy: it may be large
+    return "array-sha256:" + state.hexdigest()

@@ -25,7 +25,8 @@ BUNDLE = (
 )  # fmt: skip
 CONVERT = (
     results.ConvertResult, results.ProfileResult, results.Candidate, results.Latency,
-    results.Speedup, results.AtThreads, results.Drop, results.Score,
+    results.Speedup, results.AtThreads, results.Timed, results.Drop,
+    results.Int8Coverage, results.Score,
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ interrupted search goes on from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from types import TracebackType
 
 import msgspec
 
@@ -51,6 +51,94 @@ class Heat(msgspec.Struct, frozen=True):
     block_s: float = BLOCK_S
 
 
+class Parked:
+    """Processes that have a candidate open, from one measurement to the next."""
+
+    def __init__(self, bench: Bench) -> None:
+        """Start with none."""
+        self.bench = bench
+        self._open: dict[tuple[object, ...], Conversation] = {}
+
+    def open(self, trials: Sequence[Trial], heat: Heat) -> dict[str, Conversation]:
+        """Open every candidate that is not open yet, the first of them the baseline.
+
+        Args:
+            trials: Those that do not open lose their verdict, with the reason.
+            heat: How they run.
+
+        Returns:
+            Id -> the process that has it open.
+
+        Raises:
+            JobError: The baseline does not open, or the search is given up.
+        """
+        children: dict[str, Conversation] = {}
+
+        def open_one(trial: Trial) -> None:
+            key = _way(trial, heat)
+            try:
+                if heat.fresh or key not in self._open:
+                    self.close(trial, heat)
+                    self._open[key] = self._start(trial, heat)
+                children[trial.id] = self._open[key]
+            except JobError as error:
+                if trial is trials[0] or self.bench.pool.stop.is_set():
+                    raise
+                trial.fail(Standing.ERROR, f"could not be measured: {error}")
+
+        each(open_one, trials, self.bench)
+        return children
+
+    def _start(self, trial: Trial, heat: Heat) -> Conversation:
+        bench = self.bench
+        job = OpenJob(
+            str(trial.folder),
+            trial.draft(heat.threads),
+            bench.inputs,
+            bench.outputs,
+            str(bench.samples),
+            heat.batch,
+            heat.block_s,
+        )
+        child = bench.pool.converse(job, trial.runtime, heat.fresh)
+        try:
+            child.answer(Opened)
+        except BaseException:  # whatever ended it, no process stays
+            child.close()
+            raise
+        return child
+
+    def keep(self, trials: Sequence[Trial]) -> None:
+        """Close the processes of all others."""
+        ids = {trial.id for trial in trials}
+        for key in [key for key in self._open if key[0] not in ids]:
+            self._open.pop(key).close()
+
+    def close(self, trial: Trial, heat: Heat) -> None:
+        """Close the process of one."""
+        child = self._open.pop(_way(trial, heat), None)
+        if child is not None:
+            child.close()
+
+    def __enter__(self) -> Parked:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close all."""
+        self.keep(())
+
+
+def _way(trial: Trial, heat: Heat) -> tuple[object, ...]:
+    """Return what decides whether an open process can be used."""
+    return (trial.id, heat.threads, heat.batch, heat.block_s, heat.fresh)
+
+
 class _LostError(Exception):
     """A candidate failed while it was measured."""
 
@@ -60,14 +148,14 @@ class _LostError(Exception):
 
 
 def measure(
-    base: Trial, others: Sequence[Trial], bench: Bench, heat: Heat, progress: Progress
+    base: Trial, others: Sequence[Trial], parked: Parked, heat: Heat, progress: Progress
 ) -> dict[str, Measured]:
     """Measure the baseline and others in the same rounds.
 
     Args:
         base: What they are compared with.
         others: Those that fail lose their verdict, with the reason.
-        bench: What all trials share.
+        parked: Open processes.
         heat: How.
         progress: Takes the news.
 
@@ -77,24 +165,26 @@ def measure(
     Raises:
         JobError: The baseline failed.
     """
+    bench = parked.bench
     found: dict[str, Measured] = {}
     groups = _groups(base, others, bench)
     for number, group in enumerate(groups):
-        lost = [trial for trial in group if not trial.alive and trial is not base]
-        members = [base, *(trial for trial in group if trial not in lost)]
+        members = [base, *group]
         how = msgspec.structs.replace(heat, budget_s=0.0)  # what is left of a budget varies
         key = key_of("heat", number, how, bench.seed, [t.identity() for t in members])
         known = bench.attempt.take(key)
         if known is not None:
             figures = msgspec.json.decode(known, type=dict[str, Measured])
-            for trial in members[1:]:
+            for trial in group:
                 if trial.id not in figures:
                     trial.fail(Standing.ERROR, "could not be measured (in the recorded run)")
         else:
-            figures = _heat(members, bench, heat, progress, len(groups))
+            if len(groups) > 1:
+                parked.keep(members)
+            figures = _heat(members, parked, heat, progress, len(groups))
             bench.attempt.keep(key, msgspec.json.encode(figures))
-        # The baseline of the first group stands for itself; ratios are each group's own.
-        found = {**figures, **{k: v for k, v in found.items() if k == base.id}, **found}
+        # Ratios are each group's own; the baseline's latency is that of the first.
+        found = {**figures, **found}
     return found
 
 
@@ -118,68 +208,36 @@ def _takes(trial: Trial) -> int:
 
 
 def _heat(
-    members: list[Trial], bench: Bench, heat: Heat, progress: Progress, groups: int
+    members: list[Trial], parked: Parked, heat: Heat, progress: Progress, groups: int
 ) -> dict[str, Measured]:
     """Measure one group, as often as it takes for all that is left of it to come through."""
     base = members[0]
-    with ExitStack() as stack:
-        children = _open(members, bench, heat, stack)
-        while True:
-            here = [trial for trial in members if trial.id in children]
-            progress.step(heat.name, 0.0, f"{len(here)} side by side")
-            visits = {t.id: _visit(t, children[t.id]) for t in here}
-            try:
-                timings = round_robin(
-                    visits,
-                    rounds=heat.rounds,
-                    budget_s=heat.budget_s / groups,
-                    seed=bench.seed,
-                    each=lambda n: progress.step(
-                        heat.name, n / heat.rounds, f"round {n} of {heat.rounds}"
-                    ),
-                )
-            except _LostError as lost:
-                if lost.trial is base or bench.pool.stop.is_set():
-                    raise JobError(lost.reason) from lost
-                lost.trial.fail(Standing.ERROR, f"could not be measured: {lost.reason}")
-                progress.say(f"{lost.trial.id}: {lost.trial.reason}")
-                children.pop(lost.trial.id).close()
-                continue
-            return _figures(timings, base.id)
-
-
-def _open(
-    members: list[Trial], bench: Bench, heat: Heat, stack: ExitStack
-) -> dict[str, Conversation]:
-    """Open every candidate in a process of its own.
-
-    Raises:
-        JobError: The baseline does not open.
-    """
-    children: dict[str, Conversation] = {}
-
-    def open_one(trial: Trial) -> None:
-        job = OpenJob(
-            str(trial.folder),
-            trial.draft(heat.threads),
-            bench.inputs,
-            bench.outputs,
-            str(bench.samples),
-            heat.batch,
-            heat.block_s,
-        )
+    children = parked.open(members, heat)
+    while True:
+        here = [trial for trial in members if trial.id in children]
+        progress.step(heat.name, 0.0, f"{len(here)} side by side")
         try:
-            child = stack.enter_context(bench.pool.converse(job, trial.runtime, heat.fresh))
-            child.answer(Opened)
-        except JobError as error:
-            if trial is members[0] or bench.pool.stop.is_set():
-                raise
-            trial.fail(Standing.ERROR, f"could not be measured: {error}")
-            return
-        children[trial.id] = child
-
-    each(open_one, members, bench)
-    return children
+            timings = round_robin(
+                {trial.id: _visit(trial, children[trial.id]) for trial in here},
+                rounds=heat.rounds,
+                budget_s=heat.budget_s / groups,
+                seed=parked.bench.seed,
+                each=lambda n: progress.step(
+                    heat.name, n / heat.rounds, f"round {n} of {heat.rounds}"
+                ),
+            )
+        except _LostError as lost:
+            if lost.trial is base or parked.bench.pool.stop.is_set():
+                raise JobError(lost.reason) from lost
+            lost.trial.fail(Standing.ERROR, f"could not be measured: {lost.reason}")
+            progress.say(f"{lost.trial.id}: {lost.trial.reason}")
+            parked.close(lost.trial, heat)
+            children.pop(lost.trial.id)
+            continue
+        if heat.fresh:
+            for trial in here:
+                parked.close(trial, heat)
+        return _figures(timings, base.id)
 
 
 def _visit(trial: Trial, child: Conversation) -> Callable[[], Block]:

@@ -20,7 +20,7 @@ from edgeml_converters.recipes import Plan, baseline_allowed, recipes_for
 from edgeml_converters.results import AtThreads, Candidate, ProfileResult, Speedup, Standing
 from edgeml_converters.rules import problem
 from edgeml_converters.search import told
-from edgeml_converters.search.measuring import BLOCK_S, ENERGY_BLOCK_S, Heat, measure
+from edgeml_converters.search.measuring import BLOCK_S, ENERGY_BLOCK_S, Heat, Parked, measure
 from edgeml_converters.search.prepare import NO_TIME, Preparer
 from edgeml_converters.search.progress import Progress
 from edgeml_converters.search.settle import at_others, choice_of, confirm, finalists
@@ -203,11 +203,12 @@ class _Search:
         started = time.monotonic()
         self._expect()
         self._baseline()
-        try:
-            self._stages()
-        except KeyboardInterrupt:
-            self._end_early()
-        choice = self._settle()
+        with Parked(self.bench) as self.parked:
+            try:
+                self._stages()
+            except KeyboardInterrupt:
+                self._end_early()
+            choice = self._settle()
         result = self._result(choice, started)
         self.progress.say(f"{self.profile.name}: {result.winner.id} wins: {result.reason}")
         winner = next(trial for trial in self.trials if trial.id == choice.winner)
@@ -284,6 +285,7 @@ class _Search:
             return
         names = finalists(self._candidates(), self.terms.objective, self.effort.finalists)
         chosen = [trial for trial in self.trials if trial.id in names]
+        self.parked.keep([self.base, *chosen])
         heat = self._heat("final rounds", self.effort.rounds, 1.0)
         self._measure(chosen, heat, "final")
 
@@ -296,8 +298,10 @@ class _Search:
         self.progress.say(
             f"measuring {len(trials) + 1} side by side, {heat.rounds} rounds ({heat.name})"
         )
-        how = self.elsewhere.measure if self.elsewhere else measure
-        found = how(self.base, trials, self.bench, heat, self.progress)
+        if self.elsewhere:
+            found = self.elsewhere.measure(self.base, trials, self.bench, heat, self.progress)
+        else:
+            found = measure(self.base, trials, self.parked, heat, self.progress)
         for trial in (self.base, *trials):
             if trial.id in found:
                 trial.measured, trial.timed = found[trial.id], timed
@@ -342,7 +346,7 @@ class _Search:
             trial = next(t for t in self.trials if t.id == choice.winner)
             heat = self._heat("once more", max(self.effort.rounds // 2, 10), 0.5)
             fresh = msgspec.structs.replace(heat, fresh=True)
-            args = (self.bench, fresh, self.terms.objective, self.progress)
+            args = (self.parked, fresh, self.terms.objective, self.progress)
             figures = confirm(trial, self.base, *args)
             if trial.alive:
                 self.confirmed = figures.gain if figures else None
@@ -383,7 +387,7 @@ class _Search:
             heat = msgspec.structs.replace(
                 heat, threads=threads, batch=batch, rounds=max(heat.rounds, LEAST_ROUNDS)
             )
-            found = at_others(trials, self.base, bench, heat, winner, self.progress)
+            found = at_others(trials, self.base, self.parked, heat, winner, self.progress)
             if found is not None:
                 self.more.append(found)
 

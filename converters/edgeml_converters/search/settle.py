@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from edgeml.errors import GateError
 from edgeml.hardware import Budgets, HardwareProfile
-from edgeml_converters.candidates import Bench, Measured, Trial
+from edgeml_converters.candidates import Measured, Trial
 from edgeml_converters.choose import MIN_GAIN, Choice, choose, cost
 from edgeml_converters.jobs import JobError
 from edgeml_converters.recipes import BASELINE
 from edgeml_converters.results import AtThreads, Candidate, Speedup, Standing, Timed
-from edgeml_converters.search.measuring import Heat, measure
+from edgeml_converters.search.measuring import Heat, Parked, measure
 from edgeml_converters.search.progress import Progress
 
 #: A gain is contradicted when, measured again, its interval reaches below this.
@@ -86,7 +86,7 @@ def _limits(budgets: Budgets) -> dict[str, float]:
 def confirm(
     winner: Trial,
     base: Trial,
-    bench: Bench,
+    parked: Parked,
     heat: Heat,
     objective: str,
     progress: Progress,
@@ -99,7 +99,7 @@ def confirm(
         Its new figures; None when it could not be measured.
     """
     try:
-        found = measure(base, [winner], bench, heat, progress).get(winner.id)
+        found = measure(base, [winner], parked, heat, progress).get(winner.id)
     except JobError as error:
         progress.say(f"{winner.id}: could not be measured again: {error}")
         return None
@@ -114,7 +114,12 @@ def confirm(
 
 
 def at_others(
-    trials: Sequence[Trial], base: Trial, bench: Bench, heat: Heat, winner: str, progress: Progress
+    trials: Sequence[Trial],
+    base: Trial,
+    parked: Parked,
+    heat: Heat,
+    winner: str,
+    progress: Progress,
 ) -> AtThreads | None:
     """Measure all that may win with another number of threads or samples in a run.
 
@@ -123,7 +128,7 @@ def at_others(
     """
     standing = {trial.id: trial.verdict for trial in trials}
     try:
-        found = measure(base, trials, bench, heat, progress)
+        found = measure(base, trials, parked, heat, progress)
     except JobError as error:
         progress.say(f"{heat.name}: the source cannot be measured so: {error}")
         return None

@@ -6,7 +6,7 @@ sample. Outputs with scores per class are watched as class and confidence; other
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -22,6 +22,8 @@ MAX_VALUES = 64
 #: order; ``low`` and ``high`` are the shares of values at or beyond the reference's extremes.
 SUMMARY = ("mean", "std", "min", "max", "gradient", "zero", "low", "high")
 CONFIDENCE_BINS = 20
+#: So many values are looked at in one piece.
+_PART_VALUES = 1 << 21
 
 Matrix = npt.NDArray[np.float64]
 
@@ -65,25 +67,48 @@ def plan_tensor(name: str, array: Array, output: bool) -> TensorPlan:
         array: Its reference values, samples on axis 0.
         output: Whether it is an output of the model.
     """
-    flat = _flat(array)
-    finite = flat[np.isfinite(flat)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    size = flat.shape[1]
+    low, high = _range(array)
+    size = _size(array)
     scores = output and array.ndim == 2 and size > 1 and np.issubdtype(array.dtype, np.floating)
     if scores:
-        sums = flat.sum(axis=1)
+        sums = _flat(array).sum(axis=1)
         sure = low >= 0 and high <= 1.001 and bool(np.all(np.abs(sums - 1) < 0.01))
         return TensorPlan(name, size, "scores", low, high, softmax=not sure)
     return TensorPlan(name, size, "values" if size <= MAX_VALUES else "summary", low, high)
 
 
-def _flat(array: Array) -> Matrix:
-    """Return [samples, values] in float64."""
+def _size(array: Array) -> int:
+    """Return the values per sample."""
     if array.ndim == 0:
         raise DataError("a tensor without a batch axis cannot be watched for drift")
-    size = int(np.prod(array.shape[1:], dtype=np.int64))
+    return int(np.prod(array.shape[1:], dtype=np.int64))
+
+
+def _flat(array: Array) -> Matrix:
+    """Return [samples, values] in float64."""
+    size = _size(array)
     with np.errstate(all="ignore"):
         return array.reshape(array.shape[0], size).astype(np.float64)
+
+
+def _parts(array: Array) -> Iterator[Array]:
+    """Yield the samples in parts that are small in float64 too: images take much memory."""
+    step = max(1, _PART_VALUES // max(_size(array), 1))
+    for start in range(0, max(len(array), 1), step):
+        yield array[start : start + step]
+
+
+def _range(array: Array) -> tuple[float, float]:
+    """Return the smallest and the largest finite value; zeros when there is none."""
+    ranges = []
+    for part in _parts(array):
+        flat = _flat(part)
+        finite = flat[np.isfinite(flat)]
+        if finite.size:
+            ranges.append((float(finite.min()), float(finite.max())))
+    if not ranges:
+        return 0.0, 0.0
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def extract(plan: TensorPlan, arrays: Mapping[str, Array]) -> Matrix:
@@ -92,8 +117,10 @@ def extract(plan: TensorPlan, arrays: Mapping[str, Array]) -> Matrix:
     Raises:
         DataError: The tensor is missing, or has another size.
     """
-    flat = _values(plan, arrays)
-    return _summary(plan, flat) if plan.kind == "summary" else flat
+    array = _array(plan, arrays)
+    if plan.kind != "summary":
+        return _flat(array)
+    return np.concatenate([_summary(plan, _flat(part)) for part in _parts(array)])
 
 
 def scores(plan: TensorPlan, arrays: Mapping[str, Array]) -> tuple[npt.NDArray[np.int64], Matrix]:
@@ -102,7 +129,7 @@ def scores(plan: TensorPlan, arrays: Mapping[str, Array]) -> tuple[npt.NDArray[n
     Raises:
         DataError: The tensor is missing, or has another size.
     """
-    flat = _values(plan, arrays)
+    flat = _flat(_array(plan, arrays))
     flat = flat[np.isfinite(flat).all(axis=1)]
     top = flat.max(axis=1) if len(flat) else np.zeros(0)
     if plan.softmax and len(flat):
@@ -110,15 +137,16 @@ def scores(plan: TensorPlan, arrays: Mapping[str, Array]) -> tuple[npt.NDArray[n
     return flat.argmax(axis=1).astype(np.int64), np.clip(top, 0, 1)
 
 
-def _values(plan: TensorPlan, arrays: Mapping[str, Array]) -> Matrix:
+def _array(plan: TensorPlan, arrays: Mapping[str, Array]) -> Array:
+    """Return the tensor of a plan, when it is as planned."""
     if plan.name not in arrays:
         raise DataError(f"tensor '{plan.name}' of the drift reference is missing")
-    flat = _flat(arrays[plan.name])
-    if flat.shape[1] != plan.size:
+    array = arrays[plan.name]
+    if _size(array) != plan.size:
         raise DataError(
-            f"tensor '{plan.name}' has {flat.shape[1]} values per sample, expected {plan.size}"
+            f"tensor '{plan.name}' has {_size(array)} values per sample, expected {plan.size}"
         )
-    return flat
+    return array
 
 
 def _summary(plan: TensorPlan, flat: Matrix) -> Matrix:
