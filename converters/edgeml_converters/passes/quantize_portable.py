@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edgeml.errors import ModelError
+from edgeml.errors import ModelError, UsageError, nearest
 from edgeml_converters.passes.base import (
     CALIBRATION,
     INT8,
@@ -23,7 +23,8 @@ from edgeml_converters.passes.base import (
     PassResult,
 )
 from edgeml_converters.passes.portable import parameters as rules
-from edgeml_converters.passes.portable.ranges import observe
+from edgeml_converters.quantizer.calibrate import observe
+from edgeml_converters.quantizer.ranges import METHODS
 from edgeml_converters.tflite.graph import CLAMPABLE, CLAMPS, attributes
 from edgeml_converters.tflite.writer import HANDLERS
 
@@ -38,10 +39,23 @@ class QuantizePortable:
     needs: frozenset[str] = frozenset({CALIBRATION})
     promises: frozenset[str] = frozenset({SIGNATURE, STANDARD, INT8})
 
+    def __init__(self, calibration: str = "minmax") -> None:
+        """Choose how ranges are found; the scheme is fixed by its consumers.
+
+        Args:
+            calibration: ``minmax``, ``percentile``, ``entropy`` or ``mse``.
+
+        Raises:
+            UsageError: There is no such calibration.
+        """
+        if calibration not in METHODS:
+            raise UsageError(f"unknown calibration '{calibration}'", nearest(calibration, METHODS))
+        self._calibration = calibration
+
     @property
     def options(self) -> dict[str, Any]:
-        """It has none: the scheme is fixed by its consumers."""
-        return {}
+        """How ranges are found."""
+        return {"calibration": self._calibration}
 
     def run(self, model: onnx.ModelProto, context: PassContext) -> PassResult:
         """Apply it.
@@ -58,7 +72,7 @@ class QuantizePortable:
         rewritten.CopyFrom(model)
         _divisions_to_products(rewritten)
         _check(rewritten)
-        work = _Rewrite(rewritten, context)
+        work = _Rewrite(rewritten, context, self._calibration)
         work.run()
         onnx.checker.check_model(rewritten, full_check=True)
         note = f"{len(work.stored)} activations, ranges from {work.samples} samples"
@@ -93,7 +107,7 @@ def _divisions_to_products(model: onnx.ModelProto) -> None:
 class _Rewrite:
     """One run over one graph."""
 
-    def __init__(self, model: onnx.ModelProto, context: PassContext) -> None:
+    def __init__(self, model: onnx.ModelProto, context: PassContext, calibration: str) -> None:
         self.graph = model.graph
         self.constants = {i.name: numpy_helper.to_array(i) for i in self.graph.initializer}
         for node in self.graph.node:
@@ -105,7 +119,7 @@ class _Rewrite:
                 self.users.setdefault(name, []).append(node)
         self.samples = len(next(iter(context.calibration.values())))
         self.stored: dict[str, rules.Activation] = {}
-        self._parameters(model, context)
+        self._parameters(model, context, calibration)
 
     def _clamped(self, node: onnx.NodeProto) -> bool:
         """Tell whether a node's output goes only into a clamp that saturation does for free."""
@@ -129,7 +143,7 @@ class _Rewrite:
         low, high = bounds
         return (low is None or low <= 0) and (high is None or high >= 0)
 
-    def _parameters(self, model: onnx.ModelProto, context: PassContext) -> None:
+    def _parameters(self, model: onnx.ModelProto, context: PassContext, calibration: str) -> None:
         """Choose the parameters of every activation that is stored."""
         names = [i.name for i in self.graph.input if i.name not in self.constants]
         groups = rules.Groups()
@@ -146,7 +160,7 @@ class _Rewrite:
                     groups.join(output, name)
             if node.op_type in rules.FIXED:
                 fixed[output] = rules.FIXED[node.op_type]
-        observed = observe(model, names, context.calibration, context.threads)
+        observed = observe(model, names, context.calibration, calibration, context.threads)
         merged = groups.ranges(observed)
         pinned = {groups.find(name): value for name, value in fixed.items()}
         for name in names:
@@ -277,4 +291,4 @@ class _Rewrite:
 
     def _add(self, name: str, array: np.ndarray) -> None:
         """Add an initializer."""
-        self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))

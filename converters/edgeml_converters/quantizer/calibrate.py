@@ -71,7 +71,8 @@ def observe(
     for name in wanted:
         if name in given:
             for feed in per_run:
-                _fold(found[name], name, feed[name])
+                if feed[name].dtype == np.float32:
+                    _fold(found[name], name, feed[name])
     rows = max((len(a) for a in per_run[0].values() if a.ndim), default=1)
     with tempfile.TemporaryDirectory(prefix="edgeml-") as folder:
         file = Path(folder) / "watching.onnx"

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgeml_converters.passes.portable.ranges import Range
+from edgeml_converters.quantizer.parameters import Range
 
 #: Operator -> (scale, zero point) of its output.
 FIXED: dict[str, tuple[float, int]] = {
