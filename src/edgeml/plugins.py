@@ -52,6 +52,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "simplify": "edgeml_converters.passes.simplify:Simplify",
         "prune_channels": "edgeml_converters.passes.prune_channels:PruneChannels",
         "prune_hidden": "edgeml_converters.passes.prune_hidden:PruneHidden",
+        "prune_weights": "edgeml_converters.passes.prune_weights:PruneWeights",
         "quantize_static": "edgeml_converters.passes.quantize_static:QuantizeStatic",
         "quantize_dynamic": "edgeml_converters.passes.quantize_dynamic:QuantizeDynamic",
         "correct_bias": "edgeml_converters.passes.correct_bias:CorrectBias",

@@ -24,6 +24,7 @@ OPTIONS = {
     "fix_shapes": {"shapes": {"x": [4, 4], "image": [4, -1, -1, -1]}},
     "fix_batch": {"batch": 2},
     "prune_channels": {"amount": 0.1, "multiple": 1},
+    "prune_weights": {"amount": 0.1},
     "prune_hidden": {"amount": 0.1, "multiple": 1},
     "preprocess": {"dtype": "float32", "layout": "chw", "color": "gray", "scale": 0.9},
     # What else it does gives other outputs; test_processing has it.

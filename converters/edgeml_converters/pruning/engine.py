@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from edgeml.errors import ModelError
+from edgeml.tensors import Array
 from edgeml_converters.model import signature
 from edgeml_converters.passes.base import PassContext
 from edgeml_converters.pruning import amounts, importance
@@ -78,18 +81,22 @@ def prune(
             "apply upgrade_opset first",
         )
     trace = follow(open_view(model, context.calibration))
-    clusters = [one for one in clusters_of(trace) if one.kind in plan.kinds]
+    clusters = [
+        one for one in clusters_of(trace) if one.kind in plan.kinds and not _too_wide(trace, one)
+    ]
     if not clusters:
         raise ModelError(_nothing(trace, plan), "leave it as it is")
     if not context.calibration:
         raise ModelError("pruning needs calibration data", "give evaluation data by --data")
-    data, samples = context.calibration, plan.samples
+    data, fit, judge = _parts(context.calibration, plan.samples)
+    samples, threads = plan.samples, context.threads
     layers = _readers(trace, clusters)
-    moments = importance.gather(trace, layers, data, samples, context.seed, context.threads)
+    moments = importance.gather(trace, layers, fit, samples, context.seed, threads)
     curves = [
-        importance.curve(trace, one, moments, _least(one, plan.keep)) for one in clusters
-    ]  # fmt: skip
-    weights = amounts.sensitivities(trace, curves, moments, data, samples, context.threads)
+        importance.curve(trace, one, moments, _least(one, plan.keep), plan.multiple)
+        for one in clusters
+    ]
+    weights = amounts.sensitivities(trace, curves, moments, judge, samples, threads)
     gone, saved = amounts.choose(trace, curves, weights, plan.amount, plan.multiple)
     if not gone:
         raise ModelError(
@@ -101,14 +108,12 @@ def prune(
     count = min(samples, 64)
 
     def error() -> float:
-        return amounts.output_error(trace, pruned, names, data, count, context.threads)
+        return amounts.output_error(trace, pruned, names, judge, count, threads)
 
     before = after = error()
     fitted = 0
     if plan.fit:
-        pruned, fitted = refit(
-            trace, pruned, gone, data, samples, plan.work, context.seed, context.threads
-        )
+        pruned, fitted = refit(trace, pruned, gone, data, samples, plan.work, context.seed, threads)
         after = error()
     _check(model, pruned)
     notes = (
@@ -120,6 +125,21 @@ def prune(
     return pruned, Report(saved, before, after, notes)
 
 
+def _parts(
+    calibration: Mapping[str, Array], samples: int
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """Return samples from all over the data: all, those to learn from, and those to judge by."""
+    rows = min(len(array) for array in calibration.values())
+    chosen = np.unique(np.linspace(0, rows - 1, min(rows, samples)).round().astype(int))
+    if len(chosen) < 16:
+        parts = [chosen, chosen, chosen]
+    else:
+        judged = np.arange(len(chosen)) % 4 == 3
+        parts = [chosen, chosen[~judged], chosen[judged]]
+    first, second, third = ({n: a[part] for n, a in calibration.items()} for part in parts)
+    return first, second, third
+
+
 def _readers(trace: Trace, clusters: list[Cluster]) -> list[Layer]:
     """Return the layers that read channels of the clusters."""
     mine = {one for cluster in clusters for one in cluster.classes}
@@ -128,6 +148,14 @@ def _readers(trace: Trace, clusters: list[Cluster]) -> list[Layer]:
         for layer in trace.layers
         if layer.ids_in is not None and mine & set(trace.atoms.roots(layer.ids_in).tolist())
     ]
+
+
+def _too_wide(trace: Trace, cluster: Cluster) -> bool:
+    """Tell whether a layer that reads the cluster has more inputs than can be summed over."""
+    return any(
+        layer.ids_in is not None and len(layer.ids_in) // layer.group > importance.MOST_INPUTS
+        for layer in _readers(trace, [cluster])
+    )
 
 
 def _least(cluster: Cluster, keep: float) -> int:

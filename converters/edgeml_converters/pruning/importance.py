@@ -26,8 +26,12 @@ from edgeml_converters.pruning.trace import Ids, Layer, Trace
 
 Matrix = npt.NDArray[np.float64]
 
-#: Added to the moments' diagonal, as a share of its mean: a sum that repeats has no inverse.
-_RIDGE = 1e-6
+#: Added to the moments' diagonal, as shares of it; which of them is found by validation.
+_RIDGES = (1e-7, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+#: The share of the inputs that the validation leaves out.
+_LEFT_OUT = 0.3
+#: A layer with more inputs than this is left alone: its moments would be too large.
+MOST_INPUTS = 4096
 #: At most this many steps from a whole cluster to what has to stay of it.
 _STEPS = 48
 #: Least rows that moments are taken from, where the data hold as many.
@@ -40,27 +44,67 @@ class Moments:
 
     Attributes:
         layer: The layer.
+        weights: Its weights as matrices (``matrices.to_matrices``).
         sums: Per group, [inputs + 1, inputs + 1]: moments with a constant 1 as the last input.
-        biased: Whether the constant may be used.
+        ridge: What is added to the diagonal, as a share of it.
     """
 
     layer: Layer
+    weights: Matrix
     sums: list[Matrix]
-    biased: bool
+    ridge: float = _RIDGES[0]
+
+    @property
+    def biased(self) -> bool:
+        """Whether the constant may be used: the layer has a bias that can take it."""
+        return bool(self.layer.bias)
 
     def ridged(self, group: int) -> Matrix:
         """Return the moments with their ridge; without the constant where it cannot be used."""
-        size = len(self.sums[group]) - (0 if self.biased else 1)
-        moments = self.sums[group][:size, :size].copy()
-        inputs = len(self.sums[group]) - 1
-        mean = np.trace(self.sums[group][:inputs, :inputs]) / max(inputs, 1)
-        moments[np.diag_indices(size)] += _RIDGE * mean + 1e-20
-        return moments
+        return _ridged(self.sums[group], self.ridge, self.biased)
 
     def spread(self, group: int) -> Matrix:
         """Return the covariance of the inputs."""
         mean = self.sums[group][:-1, -1]
         return self.sums[group][:-1, :-1] - np.outer(mean, mean)
+
+
+def _ridged(sums: Matrix, ridge: float, biased: bool) -> Matrix:
+    size = len(sums) - (0 if biased else 1)
+    moments = sums[:size, :size].copy()
+    diagonal = moments.diagonal()
+    moments[np.diag_indices(size)] += ridge * diagonal + 1e-8 * diagonal.mean() + 1e-20
+    return moments
+
+
+def _best_ridge(
+    weights: Matrix, first: Matrix, second: Matrix, biased: bool, dice: np.random.Generator
+) -> float:
+    """Return the ridge with which one half of the data tells most about the other.
+
+    Some inputs are left out, the others make up for them as one half says, and the error is
+    taken on the other half: with fewer samples than inputs, anything seems to repeat.
+    """
+    inputs = weights.shape[1]
+    out = np.sort(dice.choice(inputs, max(1, round(_LEFT_OUT * inputs)), replace=False))
+    rest = np.setdiff1d(np.arange(inputs + (1 if biased else 0)), out)
+    best, least = _RIDGES[-1], float("inf")
+    for ridge in _RIDGES:
+        error = 0.0
+        for fit, judge in ((first, second), (second, first)):
+            change = -_moved(weights, _ridged(fit, ridge, biased), rest, out)
+            full = np.zeros((len(weights), len(judge)))
+            full[:, out], full[:, rest] = weights[:, out], change
+            error += float(((full @ judge) * full).sum())
+        if error < least * 0.999:
+            best, least = ridge, error
+    return best
+
+
+def _moved(weights: Matrix, ridged: Matrix, rest: Ids, out: Ids) -> Matrix:
+    """Return what the weights of ``out`` become on ``rest``, by least squares."""
+    wanted = weights[:, out] @ ridged[np.ix_(out, rest)]
+    return np.asarray(np.linalg.solve(ridged[np.ix_(rest, rest)], wanted.T).T, np.float64)
 
 
 def rows_of(layer: Layer, x: Array) -> Array:
@@ -84,30 +128,36 @@ def gather(
         return []
     names = sorted({layer.x for layer in layers})
     dice = np.random.default_rng(seed)
-    sums: dict[int, list[Matrix]] = {}
-    counts: dict[int, int] = {}
-    rows_left = min([samples, *(len(a) for a in data.values())])
-    for (found,) in lockstep([(trace.view.model, names)], data, samples, threads):
+    sums: dict[int, Matrix] = {}  # [half, group, inputs + 1, inputs + 1]
+    total = min([samples, *(len(a) for a in data.values())])
+    for turn, (found,) in enumerate(lockstep([(trace.view.model, names)], data, samples, threads)):
         for layer in layers:
             rows = rows_of(layer, found[layer.x])
-            inputs = rows.shape[1]
-            most = -(-max(_ROWS, 4 * inputs) * len(found[layer.x]) // max(rows_left, 1))
+            most = -(-max(_ROWS, 4 * rows.shape[1]) * len(found[layer.x]) // max(total, 1))
             if len(rows) > most:
                 rows = rows[np.sort(dice.choice(len(rows), most, replace=False))]
+            middle = len(rows) // 2 if len(found[layer.x]) > 1 else len(rows) * (turn % 2)
             ones = np.ones((len(rows), 1), np.float32)
             for group, part in enumerate(np.split(rows, layer.group, axis=1)):
                 full = np.concatenate([part, ones], axis=1)
-                mine = sums.setdefault(layer.node, [])
-                if len(mine) <= group:
-                    mine.append(np.zeros((full.shape[1],) * 2))
-                mine[group] += full.T @ full
-            counts[layer.node] = counts.get(layer.node, 0) + len(rows)
-    return [
-        Moments(
-            layer, [s / counts[layer.node] for s in sums[layer.node]], bool(layer.bias)
-        )
-        for layer in layers
-    ]  # fmt: skip
+                size = full.shape[1]
+                mine = sums.setdefault(layer.node, np.zeros((2, layer.group, size, size)))
+                mine[0, group] += full[:middle].T @ full[:middle]
+                mine[1, group] += full[middle:].T @ full[middle:]
+    return [_moments(trace, layer, sums[layer.node], dice) for layer in layers]
+
+
+def _moments(trace: Trace, layer: Layer, sums: Matrix, dice: np.random.Generator) -> Moments:
+    """Put both halves together, with the ridge that they agree on."""
+    node = trace.view.model.graph.node[layer.node]
+    weights = to_matrices(layer, node, trace.view.weights[layer.weight].astype(np.float64))
+    whole = sums.sum(axis=0)
+    counts = whole[0, -1, -1]
+    found = Moments(layer, weights, list(whole / max(counts, 1.0)))
+    if sums[0, 0, -1, -1] and sums[1, 0, -1, -1]:
+        first, second = (half[0] / half[0, -1, -1] for half in sums)
+        found.ridge = _best_ridge(weights[0], first, second, found.biased, dice)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +223,9 @@ class _Part:
         return max(lost, 0.0) / self.energy
 
 
-def curve(trace: Trace, cluster: Cluster, moments: list[Moments], keep: int) -> Curve:
+def curve(
+    trace: Trace, cluster: Cluster, moments: list[Moments], keep: int, multiple: int
+) -> Curve:
     """Order the classes of a cluster by what going without them costs.
 
     Args:
@@ -181,6 +233,7 @@ def curve(trace: Trace, cluster: Cluster, moments: list[Moments], keep: int) -> 
         cluster: The cluster.
         moments: Of the layers of the graph.
         keep: At least this many classes stay.
+        multiple: Steps of more than half of this are steps of it.
     """
     mine = set(cluster.classes)
     parts: list[_Part] = []
@@ -189,16 +242,14 @@ def curve(trace: Trace, cluster: Cluster, moments: list[Moments], keep: int) -> 
         roots = trace.atoms.roots(one.layer.ids_in)
         if not mine & set(roots.tolist()):
             continue
-        node = trace.view.model.graph.node[one.layer.node]
-        weight = trace.view.weights[one.layer.weight].astype(np.float64)
-        matrices = to_matrices(one.layer, node, weight)
-        size = matrices.shape[2]
+        size = one.weights.shape[2]
         for group in range(one.layer.group):
             places = roots[group * size : (group + 1) * size]
-            parts.append(_Part(one, group, matrices[group], places))
+            parts.append(_Part(one, group, one.weights[group], places))
     vectors = _vectors(trace, mine)
     alive, steps, errors, total = list(cluster.classes), [], [], 0.0
     stride = max(1, (len(alive) - keep) // _STEPS)
+    stride = -(-stride // multiple) * multiple if 2 * stride > multiple else stride
     while len(alive) > keep:
         scores = sum((part.scores(alive) for part in parts), np.zeros(len(alive)))
         order = [alive[i] for i in np.argsort(scores, kind="stable")]
@@ -240,7 +291,7 @@ def folded(trace: Trace, moments: list[Moments], gone: frozenset[int]) -> dict[s
     """Return new weights and biases of the layers that lose inputs, in their full shape.
 
     Each is the least-squares answer of what is left to the layer's old output on the moments:
-    ``W' = (W G)_R (G_RR)^-1``; what goes keeps its old weights and is cut away later.
+    ``W'_R = W_R + W_S G_SR (G_RR)^-1``; what goes keeps its old weights and is cut away later.
     """
     fate = Fate(trace, gone)
     values: dict[str, Array] = {}
@@ -252,19 +303,18 @@ def folded(trace: Trace, moments: list[Moments], gone: frozenset[int]) -> dict[s
             continue
         node = trace.view.model.graph.node[layer.node]
         old = trace.view.weights[layer.weight]
-        matrices = to_matrices(layer, node, old.astype(np.float64)).copy()
+        matrices = one.weights.copy()
         size = matrices.shape[2]
         taps = matrices.shape[1] * layer.group // len(layer.ids_out)
         shift = np.zeros((layer.group, matrices.shape[1] // taps))
         for group in range(layer.group):
-            ridged = one.ridged(group)
-            kept = np.flatnonzero(stays[group * size : (group + 1) * size])
+            here = stays[group * size : (group + 1) * size]
+            kept, out = np.flatnonzero(here), np.flatnonzero(~here)
             rest = np.append(kept, size) if one.biased else kept
-            wanted = matrices[group] @ ridged[:size][:, rest]
-            fresh = np.linalg.solve(ridged[np.ix_(rest, rest)], wanted.T).T
-            matrices[group][:, kept] = fresh[:, : len(kept)]
+            moved = _moved(matrices[group], one.ridged(group), rest, out)
+            matrices[group][:, kept] += moved[:, : len(kept)]
             if one.biased:
-                shift[group] = fresh[:, -1].reshape(-1, taps).sum(axis=1)
+                shift[group] = moved[:, -1].reshape(-1, taps).sum(axis=1)
         values[layer.weight] = from_matrices(layer, node, matrices, old)
         if one.biased:
             bias = trace.view.weights[layer.bias]

@@ -12,10 +12,12 @@ from edgeml_converters.recipes import (
     mixed,
     plain,
     portable,
+    pruned,
     static,
     weights,
 )
 from edgeml_converters.recipes.base import EFFORTS, SOURCE, Plan, Recipe
+from edgeml_converters.source.checks import quantisation
 
 #: A family yields the recipes that make sense for a plan, in the order of their worth.
 FAMILIES: tuple[Callable[[Plan], Iterable[Recipe]], ...] = (
@@ -27,7 +29,10 @@ FAMILIES: tuple[Callable[[Plan], Iterable[Recipe]], ...] = (
     accelerators.recipes,
     formats.recipes,
     mixed.recipes,
+    pruned.recipes,
 )
+#: Passes that a model which is quantised already goes through.
+_HARMLESS = frozenset({"upgrade_opset", "fix_shapes", "fix_batch"})
 #: Target of a profile -> targets of the recipes that its devices can run.
 _TARGETS = {
     "cpu": {"cpu", "tflite-cpu", *formats.FORMS},
@@ -42,6 +47,7 @@ def recipes_for(plan: Plan) -> tuple[tuple[Recipe, tuple[str, ...]], ...]:
     cannot use it.
     """
     profile = plan.profile
+    quantised = bool(quantisation(plan.ops))
     targets = _TARGETS.get(profile.target, {profile.target})
     found: list[tuple[Recipe, tuple[str, ...]]] = []
     given = (recipe for family in FAMILIES for recipe in family(plan))
@@ -51,6 +57,7 @@ def recipes_for(plan: Plan) -> tuple[tuple[Recipe, tuple[str, ...]], ...]:
             and (recipe.precision == "fp32" or plan.has_data)
             and recipe.target in targets
             and EFFORTS.index(recipe.effort) <= EFFORTS.index(plan.effort)
+            and (not quantised or _leaves_weights(recipe))
         )
         names = [name for name in profile.runtimes if name in recipe.options and sensible]
         if recipe.name == SOURCE and "onnxruntime" not in names:
@@ -58,6 +65,11 @@ def recipes_for(plan: Plan) -> tuple[tuple[Recipe, tuple[str, ...]], ...]:
         if names:
             found.append((recipe, tuple(names)))
     return tuple(found)
+
+
+def _leaves_weights(recipe: Recipe) -> bool:
+    """Tell whether a recipe only targets: what is quantised already is not quantised again."""
+    return {call.name for call in recipe.passes} <= _HARMLESS
 
 
 def baseline_allowed(profile: HardwareProfile) -> bool:
