@@ -1,16 +1,51 @@
 """What a crash, a hang or too much memory costs: one job."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from threading import Event
 
 import msgspec
+import onnx
 import pytest
 
-from edgeml_converters import jobs
-from edgeml_converters.jobs import JobError, Limits, resident_bytes, run_job
+from edgeml_converters.jobs import JobError, Limits, Pool, resident_bytes
+from edgeml_converters.jobs.pool import ServerGoneError
+from edgeml_converters.worker import BuildJob, Built, PassCall
+from tests.support import models
+
+EVIL = """
+import os, signal, time
+from edgeml_converters.passes.base import PassResult
+
+class Evil:
+    options = {}
+    needs = frozenset()
+    promises = frozenset()
+    def __init__(self, how=""):
+        self.how = how
+    def run(self, model, context):
+        if self.how == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.how == "hang":
+            time.sleep(600)
+        if self.how == "eat":
+            kept = bytearray(600 << 20)
+            kept[::4096] = b"1" * len(kept[::4096])
+            time.sleep(600)
+        if self.how == "exit":
+            os.write(2, b"one\\nthe disk is full\\n")
+            os._exit(1)
+        if self.how == "no room":
+            os._exit(73)
+        if self.how == "raise":
+            raise ValueError("two\\nlines")
+        if self.how == "kill the server":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(600)
+        return PassResult(model, False, (str(os.getpid()),))
+"""
 
 
 class Nonsense(msgspec.Struct, tag="nonsense"):
@@ -18,76 +53,123 @@ class Nonsense(msgspec.Struct, tag="nonsense"):
 
 
 @pytest.fixture
-def instead(monkeypatch):
-    """Run other code than the worker in the child process."""
-    real = subprocess.Popen
-
-    def use(code):
-        def start(_words, **options):
-            return real([sys.executable, "-c", code, _words[-1]], **options)
-
-        monkeypatch.setattr(jobs.subprocess, "Popen", start)
-
-    return use
-
-
-def test_a_job_that_nobody_knows_is_a_reason_and_no_traceback_of_ours():
-    with pytest.raises(JobError, match="crashed"):
-        run_job(Nonsense(), dict, Limits(30))
-
-
-def test_a_crash_is_told_by_its_signal(instead):
-    instead("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    with pytest.raises(JobError, match="SIGSEGV"):
-        run_job(Nonsense(), dict, Limits(30))
-
-
-def test_a_hang_ends_at_the_bound(instead):
-    instead("import time; time.sleep(600)")
-    started = time.monotonic()
-    with pytest.raises(JobError, match="longer than the bound"):
-        run_job(Nonsense(), dict, Limits(seconds=0.3))
-    assert time.monotonic() - started < 60
-
-
-def test_a_stop_ends_it_at_once(instead):
-    instead("import time; time.sleep(600)")
-    stop = Event()
-    stop.set()
-    with pytest.raises(JobError, match="stopped"):
-        run_job(Nonsense(), dict, Limits(600), stop)
-
-
-def test_a_worker_ends_with_the_process_that_waits_for_it(tmp_path):
-    os.mkfifo(tmp_path / "job")  # nobody writes: the worker waits for ever
-    code = (
-        "import subprocess, sys, os; c = subprocess.Popen([sys.executable, '-m', "
-        f"'edgeml_converters.worker', {str(tmp_path)!r}], stdin=subprocess.PIPE, stdout=1); "
-        "os.kill(os.getpid(), 9)"
+def evil(tmp_path, monkeypatch):
+    """Return a function that makes a job of a plug-in that misbehaves, as others' code may."""
+    plugin = tmp_path / "plugin"
+    (plugin / "evil-1.0.dist-info").mkdir(parents=True)
+    (plugin / "evil.py").write_text(EVIL)
+    (plugin / "evil-1.0.dist-info" / "METADATA").write_text("Name: evil\nVersion: 1.0\n")
+    (plugin / "evil-1.0.dist-info" / "entry_points.txt").write_text(
+        "[edgeml.passes]\nevil = evil:Evil\n"
     )
-    # The pipe closes when the last process that holds it has ended: the worker is one of them.
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
-    assert done.returncode == -9
+    monkeypatch.setenv("PYTHONPATH", str(plugin))
+    onnx.save(models.mlp(), tmp_path / "m.onnx")
+    (tmp_path / "calibration.npz").write_bytes(b"PK\x05\x06" + bytes(18))  # an empty archive
+
+    def job(how):
+        folder = tmp_path / f"files-{time.monotonic_ns()}"
+        folder.mkdir()
+        passes = (PassCall("evil", {"how": how}),)
+        return BuildJob(
+            str(tmp_path / "m.onnx"), str(folder), passes, "cpu", (), (),
+            str(tmp_path / "calibration.npz"),
+        )  # fmt: skip
+
+    return job
 
 
-def test_too_much_memory_ends_it(instead):
-    instead(
-        "import time; x = bytearray(300 << 20); x[::4096] = b'1' * len(x[::4096]); time.sleep(99)"
-    )
-    with pytest.raises(JobError, match="MiB of memory"):
-        run_job(Nonsense(), dict, Limits(60, 100 << 20))
+@pytest.fixture
+def pool(tmp_path):
+    (tmp_path / "work").mkdir()
+    with Pool(Limits(60, 500 << 20), tmp_path / "work") as made:
+        yield made
 
 
-def test_the_last_line_of_a_failed_child_is_the_reason(instead):
-    instead("print('one'); raise SystemExit('the disk is full')")
-    with pytest.raises(JobError, match="exit 1.*the disk is full"):
-        run_job(Nonsense(), dict, Limits(30))
-
-
-def test_a_child_without_room_for_its_files_is_no_fault_of_the_candidate(instead):
-    instead(f"raise SystemExit({jobs.NO_SPACE})")
+def test_one_job_is_lost_and_those_beside_and_after_it_run_on(pool, evil, tmp_path):
+    assert pool.run(evil(""), Built, "build").steps[0].name == "evil"
+    for how, says in (
+        ("crash", "crashed .killed by SIGSEGV"),
+        ("exit", "exit 1.*the disk is full"),
+        ("raise", "ValueError: two lines"),
+        ("eat", "MiB of memory, more than the bound of 500 MiB"),
+    ):
+        with pytest.raises(JobError, match=says):
+            pool.run(evil(how), Built, "build")
     with pytest.raises(OSError, match="No space left"):
-        run_job(Nonsense(), dict, Limits(30))
+        pool.run(evil("no room"), Built, "build")
+    with pytest.raises(JobError, match="Invalid value 'nonsense'"):
+        pool.run(Nonsense(), Built, "build")
+    assert pool.run(evil(""), Built, "build")
+    assert [p.name for p in (tmp_path / "work").iterdir()] == ["build.log"]
+
+
+@pytest.mark.parametrize("can_fork", [True, False])
+def test_every_job_has_a_process_of_its_own(pool, evil, monkeypatch, can_fork):
+    monkeypatch.setattr("edgeml_converters.jobs.pool.CAN_FORK", can_fork)
+    seen = {pool.run(evil(""), Built, "build").steps[0].notes[0] for _ in range(3)}
+    assert len(seen) == 3
+    assert str(os.getpid()) not in seen
+    with pytest.raises(JobError, match="SIGSEGV"):
+        pool.run(evil("crash"), Built, "build")
+
+
+def test_a_hang_ends_at_the_bound_and_a_stop_ends_it_at_once(tmp_path, evil):
+    with Pool(Limits(seconds=1.5), tmp_path) as pool:
+        pool.run(evil(""), Built, "build")  # the server is up
+        started = time.monotonic()
+        with pytest.raises(JobError, match="longer than the bound"):
+            pool.run(evil("hang"), Built, "build")
+        assert time.monotonic() - started < 60
+        pool.stop.set()
+        with pytest.raises(JobError, match="stopped"):
+            pool.run(evil("hang"), Built, "build")
+
+
+def test_a_server_that_is_killed_is_replaced(pool, evil):
+    with pool.converse(evil("kill the server"), "build") as child, pytest.raises(ServerGoneError):
+        child.answer(Built)
+    assert pool.run(evil(""), Built, "build")
+
+
+def test_all_processes_end_with_the_one_that_asked(tmp_path, evil):
+    job = msgspec.json.encode(evil("hang")).decode()
+    code = (
+        "import sys, os, msgspec, pathlib\n"
+        "from edgeml_converters.jobs import Limits, Pool\n"
+        "from edgeml_converters.worker import BuildJob\n"
+        f"job = msgspec.json.decode({job!r}, type=BuildJob)\n"
+        f"pool = Pool(Limits(), pathlib.Path({str(tmp_path)!r}))\n"
+        "child = pool.converse(job, 'build')\n"
+        "child._channel.receive(object)\n"  # it has started
+        "print('started', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    asking = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "EDGEML_TEST_MARK": str(tmp_path)},
+    )  # fmt: skip
+    assert asking.stdout.readline() == b"started\n"
+    assert len(marked(tmp_path)) == 3
+    asking.send_signal(signal.SIGKILL)
+    asking.communicate()
+    end = time.monotonic() + 30
+    while marked(tmp_path) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert marked(tmp_path) == []
+
+
+def marked(mark):
+    """Return the processes that have a mark in their environment."""
+    found = []
+    for process in os.scandir("/proc"):
+        if process.name.isdigit():
+            try:
+                with open(f"/proc/{process.name}/environ", "rb") as stream:
+                    mine = f"EDGEML_TEST_MARK={mark}".encode() in stream.read().split(b"\0")
+            except OSError:
+                continue
+            found += [process.name] if mine else []
+    return found
 
 
 def test_resident_bytes_of_this_process_and_of_none():
