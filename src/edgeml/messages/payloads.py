@@ -177,8 +177,7 @@ class Rpc(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Methods: ``ack`` (no reply; params ``boot`` and ``sequences``: additive messages that the
     fleet has applied), ``rebirth`` (send birth, state and reported again), ``ping``,
-    ``measure`` and
-    ``measure_cancel`` (see ``edgeml.messages.measuring``).
+    ``measure`` and ``measure_cancel`` (see ``edgeml.messages.measuring``).
     """
 
     id: str
