@@ -12,6 +12,7 @@ from edgeml_converters import words
 from edgeml_converters.pictures import (
     accuracy_picture,
     latency_picture,
+    layers_picture,
     pareto_picture,
     size_picture,
 )
@@ -25,6 +26,15 @@ _REASONS = (
     Column("candidate"),
     Column("verdict"),
     Column("why it won or lost"),
+)
+_LAYERS = (
+    Column("layer"),
+    Column("operator"),
+    Column("computed in"),
+    Column("SQNR dB", number=True),
+    Column("source µs", number=True),
+    Column("winner µs", number=True),
+    Column("share of the time", number=True),
 )
 _TONES: dict[Standing, Tone] = {
     Standing.PASSED: "",
@@ -45,7 +55,7 @@ _MEANING = (
     "and then it wins only if nothing decided gains.",
     "SQNR: energy of the source's outputs over the energy of the difference, the worst output; "
     "20 dB is an error of 10 %, 40 dB of 1 %. 'same' means equal bit for bit.",
-    "Products in int8: how many of the convolutions and matrix products the runtime computes in 8 "
+    "In int8: how many of the convolutions and matrix products the runtime computes in 8 "
     "bits, of how many there are. A float remainder between 8-bit products costs conversions.",
     "Memory: what loading and running the model added to a process of its own, at the peak. "
     "Evidence: 'measured' on that hardware, 'emulated', 'compiled', or only 'checked'.",
@@ -71,7 +81,10 @@ def account(
         objective: What was optimised.
     """
     warnings = tuple(dict.fromkeys(w for result in results for w in result.warnings))
-    sections = [_profile(result, rounds.get(result.profile, {})) for result in results]
+    sections: list[Section] = []
+    for result in results:
+        sections.append(_profile(result, rounds.get(result.profile, {})))
+        sections += [_layers(result)] if result.layers else []
     return Report(
         title=f"{name} {version}: how it was converted",
         lead=" ".join(f"{r.profile}: {r.winner.id} wins, {r.reason}." for r in results),
@@ -143,6 +156,42 @@ def _profile(result: ProfileResult, rounds: Mapping[str, Sequence[float]]) -> Se
     return Section(title, tuple(text), _pictures(result, rounds), tables)
 
 
+def _layers(result: ProfileResult) -> Section:
+    """Return what became of each layer of the source in the winner."""
+    products = [layer for layer in result.layers if layer.weighted]
+    integer = [layer for layer in products if layer.precision == "int8"]
+    text = [
+        f"{len(integer)} of {len(products)} products with stored weights are computed in 8 bits; "
+        f"they take {sum(x.share for x in integer):.0%} of the time of {result.winner.id}."
+    ]
+    rest = [layer.name for layer in products if layer.precision != "int8"]
+    if rest:
+        more = f", and {len(rest) - 8} more" if len(rest) > 8 else ""
+        text.append(f"In float: {', '.join(rest[:8])}{more}.")
+    rows = tuple(
+        Row(
+            (
+                layer.name,
+                layer.op,
+                layer.precision if layer.weighted else words.NOTHING,
+                words.NOTHING if layer.sqnr_db is None else f"{layer.sqnr_db:.1f}",
+                words.NOTHING if layer.source_us is None else f"{layer.source_us:.3g}",
+                words.NOTHING if layer.latency_us is None else f"{layer.latency_us:.3g}",
+                f"{layer.share:.0%}",
+            ),
+            "doubt" if layer.weighted and layer.precision != "int8" else "",
+        )
+        for layer in result.layers
+    )
+    caption = (
+        "Products with stored weights, and what else takes 2 % of the time or more. Times are of "
+        "profiled runs: compare them with one another, not with the latencies above."
+    )
+    drawn = (layers_picture(f"layers-{result.profile}", result.layers),) if products else ()
+    title = f"Layers of the winner, profile {result.profile}"
+    return Section(title, tuple(text), drawn, (Table(_LAYERS, rows, caption),))
+
+
 def _pictures(result: ProfileResult, rounds: Mapping[str, Sequence[float]]) -> tuple[Picture, ...]:
     """Return the pictures that there are figures for."""
     profile, winner, every = result.profile, result.winner.id, result.candidates
@@ -162,8 +211,10 @@ def _pictures(result: ProfileResult, rounds: Mapping[str, Sequence[float]]) -> t
 def _columns(shown: Sequence[Candidate]) -> list[tuple[Column, Callable[[Candidate], str]]]:
     """Return the columns of the figures; one that is empty for all is left out."""
     every: list[tuple[str, Callable[[Candidate], str]]] = [
-        ("p50 ms", words.latency),
-        ("p99 ms", words.tail),
+        (
+            "p50, p99 ms",
+            lambda c: f"{words.latency(c)}, {words.tail(c)}" if c.latency_ms else words.NOTHING,
+        ),
         ("times as fast [95 %]", words.speedup),
         ("metric", words.metric),
         ("drop (95 % bound)", words.drop),
@@ -172,7 +223,7 @@ def _columns(shown: Sequence[Candidate]) -> list[tuple[Column, Callable[[Candida
         ("memory", lambda c: words.size(c.memory_bytes)),
         ("load ms", words.load),
         ("energy mJ", words.energy),
-        ("products in int8", words.coverage),
+        ("in int8", words.coverage),
     ]
     kept = [(n, cell) for n, cell in every if any(cell(c) != words.NOTHING for c in shown)]
     precision: tuple[Column, Callable[[Candidate], str]] = (

@@ -25,6 +25,7 @@ from edgeml_converters.jobs import JobError
 from edgeml_converters.recipes import BASELINE, baseline_allowed
 from edgeml_converters.results import ProfileResult
 from edgeml_converters.search import Found
+from edgeml_converters.winners import winner_layers
 from edgeml_converters.worker import CheckJob
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ def make_bundle(
     feed = _golden_feed(contents, benches[0], base)
     golden_inputs = parts.add("golden/inputs.npz", save_arrays(feed))
     results = [
-        _add_profile(parts, one, bench, feed) for one, bench in zip(found, benches, strict=True)
+        _add_profile(parts, one, bench, feed, contents.given)
+        for one, bench in zip(found, benches, strict=True)
     ]
     steps = {name: (*contents.steps, *own) for name, own in parts.steps.items()}
     lineage = msgspec.structs.replace(contents.lineage, steps=steps)
@@ -164,13 +166,16 @@ def _golden_feed(contents: Contents, bench: Bench, base: Trial) -> samples.Stack
     return golden.golden_feed(contents.samples, bench.inputs, golden.pick(classes, runs))
 
 
-def _add_profile(parts: _Parts, found: Found, bench: Bench, feed: samples.Stacked) -> ProfileResult:
+def _add_profile(
+    parts: _Parts, found: Found, bench: Bench, feed: samples.Stacked, given: bool
+) -> ProfileResult:
     """Add the winner's variant and its fallback; return the result with their paths."""
     base = found.trials[0]
     chosen = [found.winner]
     if found.winner.id != BASELINE and baseline_allowed(found.profile):
         chosen.append(base)
-    result = found.result
+    layers = winner_layers(found.winner, bench, given)
+    result = msgspec.structs.replace(found.result, layers=layers)
     for trial in chosen:
         variant = _add_variant(parts, found, trial, base, bench, feed)
         result = _with_files(result, trial.id, variant)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeml.report import Picture
+from edgeml.report.style import COLOURS
 from edgeml_converters import words
 from edgeml_converters.drawing import (
     BAD,
@@ -22,8 +23,11 @@ from edgeml_converters.drawing import (
     rows_y,
     scale_x,
 )
-from edgeml_converters.results import Candidate, Speedup, Standing
+from edgeml_converters.results import Candidate, Layer, Speedup, Standing
 
+#: Colours of int8 and float layers; more layers than this make no picture that can be read.
+_WIDTHS = {"int8": COLOURS["blue"], "float": COLOURS["orange"]}
+_MOST_LAYERS = 150
 #: So many times the limit is what a loss axis shows at most, and so many times the source's latency
 #: what a latency axis does: who is beyond stands at the edge, and squeezes nobody.
 _BEYOND_LOSS, _BEYOND_LATENCY = 1.8, 1.3
@@ -61,7 +65,7 @@ def pareto_picture(
             axes.annotate(f"allowed {limit:g}", (1, limit), xytext=(-2, -10), ha="right",
                           color=BAD, fontsize=8.5, **place)  # fmt: skip
         axes.set_xlim(0, right * 1.08)
-        axes.set_ylim(floor * 1.12, -0.16 * floor)
+        axes.set_ylim(floor * 1.12, min(0.0, *losses) - 0.16 * floor)
         axes.set_xlabel("latency p50, ms")
         axes.set_ylabel("accuracy lost against the source")
         hollow = {"marker": "o", "color": SOFT, "markerfacecolor": PAPER}
@@ -212,6 +216,48 @@ def gains_picture(name: str, gains: Sequence[tuple[str, Speedup]]) -> Picture:
     caption = "The winner of each, with the 95 % interval. The dashed line is the source."
     size = (5.6, height(len(gains)))
     return picture(name, f"Times as fast as the source: {told}", caption, draw, size)
+
+
+def layers_picture(name: str, layers: Sequence[Layer]) -> Picture:
+    """Draw noise and time of each product of the winner, in the order of the network."""
+    shown = [layer for layer in layers if layer.weighted][:_MOST_LAYERS]
+    colours = [_WIDTHS.get(layer.precision, SOFT) for layer in shown]
+
+    def draw(figure: Any) -> None:
+        from matplotlib.patches import Patch
+
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        places = range(1, len(shown) + 1)
+        for axes in (upper, lower):
+            axes.grid(True, axis="y")
+        upper.bar(places, [max(layer.sqnr_db or 0.0, 0.0) for layer in shown], color=colours,
+                  width=0.7)  # fmt: skip
+        for place, layer in zip(places, shown, strict=True):
+            if layer.sqnr_db is None:
+                upper.annotate("?", (place, 1), ha="center", color=SOFT, fontsize=8)
+        upper.set_ylabel("SQNR, dB")
+        lower.bar(places, [layer.latency_us or 0.0 for layer in shown], color=colours, width=0.7)
+        lower.plot(places, [layer.source_us or math.nan for layer in shown], "_", color=INK,
+                   markersize=9, markeredgewidth=1.6)  # fmt: skip
+        lower.set_ylabel("µs in the winner")
+        lower.set_xlabel("products with stored weights, in the order of the network")
+        lower.set_xlim(0.3, len(shown) + 0.7)
+        lower.xaxis.get_major_locator().set_params(integer=True)
+        handles = [Patch(color=colour, label=kind) for kind, colour in _WIDTHS.items()]
+        upper.legend(handles=handles, frameon=False, labelcolor=SOFT, ncols=2, loc="lower right",
+                     bbox_to_anchor=(1, 1), borderaxespad=0.1)  # fmt: skip
+
+    worst = min((x for x in shown if x.sqnr_db is not None), key=lambda x: x.sqnr_db or 0.0,
+                default=None)  # fmt: skip
+    integer = sum(layer.precision == "int8" for layer in shown)
+    told = f"{integer} of {len(shown)} products are computed in 8 bits"
+    told += f"; the least exact is {worst.name} at {worst.sqnr_db:.1f} dB" if worst else ""
+    caption = (
+        "Above: how exact the output of each layer is, with what earlier layers add; ? where the "
+        "winner has no tensor that stands for it. Below: its time in the winner (bars) and in the "
+        "source (strokes)."
+    )
+    return picture(name, f"Layers of the winner: {told}.", caption, draw, (11.4, 4.0), wide=True)
 
 
 def _ms(c: Candidate) -> float:

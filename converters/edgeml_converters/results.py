@@ -175,6 +175,31 @@ class AtThreads(msgspec.Struct, frozen=True):
     candidates: tuple[Timed, ...] = ()
 
 
+class Layer(msgspec.Struct, frozen=True):
+    """One operator of the source, and what became of it in the winner.
+
+    Attributes:
+        name: Of the node in the source.
+        op: Its operator.
+        precision: ``int8`` or ``float``: how the winner's runtime computes it.
+        weighted: Whether it is a product with stored weights.
+        sqnr_db: Of its output in the winner, with what earlier layers add; None when the winner has
+            no tensor that stands for it.
+        source_us: Microseconds in the source, on onnxruntime; None when it is fused away.
+        latency_us: Microseconds in the winner, conversions around it included; None likewise.
+        share: Of the winner's time.
+    """
+
+    name: str
+    op: str
+    precision: str
+    weighted: bool
+    sqnr_db: float | None
+    source_us: float | None
+    latency_us: float | None
+    share: float
+
+
 class ProfileResult(msgspec.Struct, frozen=True):
     """What was found for one hardware profile.
 
@@ -191,6 +216,7 @@ class ProfileResult(msgspec.Struct, frozen=True):
         other_threads: The winner with the profile's other numbers of threads, as far as this
             machine has cores, and of samples in a run; and who is best there.
         confirmed: Gain of the winner, measured again in new processes; None when it was not.
+        layers: Of the winner, when it computes in 8 bits; empty when nothing is known of them.
     """
 
     profile: str
@@ -204,6 +230,7 @@ class ProfileResult(msgspec.Struct, frozen=True):
     reason: str = ""
     other_threads: tuple[AtThreads, ...] = ()
     confirmed: Speedup | None = None
+    layers: tuple[Layer, ...] = ()
 
 
 class ConvertResult(msgspec.Struct, frozen=True):

@@ -147,6 +147,28 @@ class LookJob(msgspec.Struct, frozen=True, tag="look"):
     options: dict[str, str]
 
 
+class LayersJob(msgspec.Struct, frozen=True, tag="layers"):
+    """Tell what became of each layer of the source in a file.
+
+    Attributes:
+        model: Path of the source as one ONNX file.
+        file: What the runtime opens.
+        runtime: Its name.
+        threads: Of every run.
+        options: Of the runtime.
+        inputs: The public contract.
+        calibration: Path of calibration arrays.
+    """
+
+    model: str
+    file: str
+    runtime: str
+    threads: int
+    options: dict[str, str]
+    inputs: tuple[TensorSpec, ...]
+    calibration: str
+
+
 class OpenJob(msgspec.Struct, frozen=True, tag="open"):
     """Open a variant and run it whenever it is asked to, until nobody asks any more.
 
@@ -221,6 +243,23 @@ def look(job: LookJob) -> msgspec.Struct:
     from edgeml_converters.layers.coverage import coverage
 
     return coverage(Path(job.file), job.runtime, job.threads, job.options)
+
+
+def layers(job: LayersJob) -> tuple[msgspec.Struct, ...]:
+    """Return a row for each layer of a file."""
+    from edgeml_converters.layers.table import layer_table
+    from edgeml_converters.model import inlined, read_model
+
+    return layer_table(
+        inlined(read_model(Path(job.model))),
+        Path(job.model),
+        Path(job.file),
+        job.runtime,
+        job.options,
+        job.inputs,
+        samples.load(Path(job.calibration)),
+        job.threads,
+    )
 
 
 def check(job: CheckJob) -> Checked:
@@ -311,10 +350,10 @@ def _repeated(
     }
 
 
-AnyJob = BuildJob | LookJob | CheckJob | OpenJob
+AnyJob = BuildJob | LookJob | LayersJob | CheckJob | OpenJob
 
 
-def work(job: AnyJob, channel: Channel) -> msgspec.Struct | None:
+def work(job: AnyJob, channel: Channel) -> msgspec.Struct | tuple[msgspec.Struct, ...] | None:
     """Do a job.
 
     Args:
@@ -325,6 +364,8 @@ def work(job: AnyJob, channel: Channel) -> msgspec.Struct | None:
         return build(job)
     if isinstance(job, LookJob):
         return look(job)
+    if isinstance(job, LayersJob):
+        return layers(job)
     if isinstance(job, CheckJob):
         return check(job)
     stay(job, channel)

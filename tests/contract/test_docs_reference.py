@@ -26,7 +26,7 @@ BUNDLE = (
 CONVERT = (
     results.ConvertResult, results.ProfileResult, results.Candidate, results.Latency,
     results.Speedup, results.AtThreads, results.Timed, results.Drop,
-    results.Int8Coverage, results.Score,
+    results.Int8Coverage, results.Layer, results.Score,
 )  # fmt: skip
 
 

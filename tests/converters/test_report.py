@@ -10,7 +10,7 @@ import pytest
 from edgeml.report import render
 from edgeml.report.style import COLOURS, STYLE
 from edgeml_converters.account import account
-from edgeml_converters.results import Candidate, Standing
+from edgeml_converters.results import Candidate, Layer, Standing
 from edgeml_converters.sweep_report import overview
 from tests.support import outcomes
 
@@ -118,6 +118,7 @@ def test_without_figures_there_are_no_pictures_of_them(result):
     head = next(line for line in files["report.md"].decode().splitlines() if "precision" in line)
     assert "SQNR" in head
     assert "p50" not in head
+    assert "metric" not in head
 
 
 def test_a_candidate_that_loses_everything_hides_no_other(result):
@@ -132,6 +133,37 @@ def test_a_candidate_that_loses_everything_hides_no_other(result):
     ticks = [float(text.replace("\N{MINUS SIGN}", "-")) for text in said]
     assert ticks
     assert max(ticks) <= 0.05
+
+
+def test_the_layers_of_the_winner_are_told_and_drawn(result):
+    layers = tuple(
+        Layer(f"conv{i}", "Conv", "float" if i == 3 else "int8", True, 40.0 - i, 44.0, 20.0, 0.1)
+        for i in range(6)
+    )
+    layers += (Layer("add", "Add", "float", False, None, None, 6.0, 0.4),)
+    told = msgspec.structs.replace(result, layers=layers)
+    files = render(account("m", "1.0.0", [told], outcomes.lineage(result), {}, "latency"))
+    text = files["report.md"].decode()
+    assert "5 of 6 products with stored weights are computed in 8 bits" in text
+    assert "In float: conv3." in text
+    assert "layers-cpu-x86-64.svg" in files
+    labels = Page(files["report.html"].decode()).labels
+    assert any("the least exact is conv5 at 35.0 dB" in label for label in labels)
+
+
+def test_a_winner_that_is_better_than_the_source_is_not_above_the_picture(result):
+    better = msgspec.structs.replace(
+        result.candidates[4],
+        drop=msgspec.structs.replace(result.candidates[4].drop, value=-0.008),
+    )
+    one = msgspec.structs.replace(
+        result, winner=better, candidates=(*result.candidates[:4], better)
+    )
+    files = render(account("m", "1.0.0", [one], outcomes.lineage(result), {}, "latency"))
+    svg = files["pareto-cpu-x86-64.svg"].decode()
+    tall = float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)[1])
+    places = [float(y) for y in re.findall(r'<use [^>]*y="([\d.-]+)"', svg)]
+    assert all(0 < y < tall for y in places)
 
 
 def test_the_index_of_a_sweep_leads_to_every_report(result):

@@ -37,7 +37,7 @@ body {
   margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
 }
-header, main, footer { max-width: 80rem; margin: 0 auto; padding: 0 1.5rem; }
+header, main, footer { max-width: 84rem; margin: 0 auto; padding: 0 1.5rem; }
 header { padding-top: 2.5rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; letter-spacing: -.015em; }
 h2 { font-size: 1.2rem; margin: 0 0 .6rem; letter-spacing: -.005em; }
@@ -78,9 +78,10 @@ table { border-collapse: collapse; width: 100%; font-size: .82rem; margin: 0 0 .
 caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .82rem;
   padding-top: .5rem; }
 th { text-align: left; color: var(--soft); font-weight: 600; white-space: nowrap; }
-th, td { padding: .42rem .45rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { padding: .42rem .4rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td { overflow-wrap: break-word; }
-td:first-child { white-space: nowrap; font-weight: 600; }
+td:first-child, td.number:first-child + td { white-space: nowrap; font-weight: 600; }
+td.number:first-child { color: var(--soft); }
 table + table, .scroll + .scroll { margin-top: 1.2rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.good td { background: var(--good-back); font-weight: 600; }
