@@ -304,6 +304,21 @@ def test_mixed_leaves_the_layer_float_that_adds_the_noise():
     assert model_bytes(again.model) == model_bytes(result.model)
 
 
+def test_mixed_with_corrected_biases_compares_with_the_model_as_it_was_given():
+    model, data = cnn(channels=16, seed=5), images(64)
+    settings = {"per_channel": False}
+    options = {"static": settings, "latency": False, "keep": ["fc"]}
+    plain = apply("quantize_mixed", model, data, **options).model
+    better = apply("quantize_mixed", model, data, **options, correct=True).model
+    exact = whole_model(model, better, data, 0)
+    assert exact > whole_model(model, plain, data, 0)
+    one = load("passes", "quantize_mixed")(
+        static=settings, latency=False, correct=True, least_db=exact + 3
+    )
+    product = one.run(model, PassContext(data)).model
+    assert whole_model(model, product, data, 16) >= exact + 3
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_mixed_measures_on_the_runtime_and_ends_in_int8(runtime):
     model, data = cnn(channels=16, size=12), images(16, size=12)

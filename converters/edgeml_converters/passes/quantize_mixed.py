@@ -40,6 +40,7 @@ from edgeml_converters.passes.base import (
     PassContext,
     PassResult,
 )
+from edgeml_converters.passes.correct_bias import CorrectBias
 from edgeml_converters.passes.quantize_static import QuantizeStatic
 from edgeml_converters.quantizer.prepare import prepared
 
@@ -67,6 +68,7 @@ class QuantizeMixed:
         static: Mapping[str, Any] | None = None,
         least_db: float = 0.0,
         latency: bool = True,
+        correct: bool = False,
         keep: Iterable[str] | None = None,
     ) -> None:
         """Choose what is measured.
@@ -77,6 +79,7 @@ class QuantizeMixed:
             static: Options of ``quantize_static``; its ``exclude`` stays float in any case.
             least_db: SQNR that the worst output must reach on calibration data; 0 for any.
             latency: Whether to look for layers that are slower in 8 bits.
+            correct: Whether biases are corrected too (``correct_bias``).
             keep: Names of nodes that stay float; with it nothing is measured.
 
         Raises:
@@ -89,6 +92,7 @@ class QuantizeMixed:
         self._runtime, self._settings = runtime, dict(runtime_options or {})
         self._static = dict(static or {})
         self._least_db, self._latency = float(least_db), latency
+        self._correct = correct
         self._keep = None if keep is None else tuple(keep)
         QuantizeStatic(**self._static)  # its options are checked before any work
 
@@ -101,6 +105,7 @@ class QuantizeMixed:
             "static": self._static,
             "least_db": self._least_db,
             "latency": self._latency,
+            "correct": self._correct,
             "keep": None if self._keep is None else list(self._keep),
         }
 
@@ -112,7 +117,7 @@ class QuantizeMixed:
                 for cannot be reached.
         """
         ready = prepared(model)
-        work = _Work(ready, context, self._runtime, self._settings, self._static)
+        work = _Work(ready, context, self._runtime, self._settings, self._static, self._correct)
         if self._keep is not None:
             product = work.quantise(self._keep)
             return PassResult(product, True, (f"{len(self._keep)} operators stay float",))
@@ -138,8 +143,9 @@ class _Work:
         runtime: str,
         settings: dict[str, str],
         static: dict[str, Any],
+        correct: bool,
     ) -> None:
-        self.model, self.context = model, context
+        self.model, self.context, self.correct = model, context, correct
         self.runtime, self.settings, self.static = runtime, settings, static
         self.order = [node.name for node in model.graph.node]
         self._made: tuple[tuple[str, ...], onnx.ModelProto] | None = None
@@ -152,8 +158,11 @@ class _Work:
         if self._made is None or self._made[0] != key:
             always = [str(name) for name in self.static.get("exclude", ())]
             exclude = [*always, *(name for name in key if name not in always)]
-            one = QuantizeStatic(**{**self.static, "exclude": exclude})
-            self._made = key, one.run(self.model, self.context).model
+            options = {**self.static, "exclude": exclude}
+            model = self.model
+            if self.correct:
+                model = CorrectBias(options).run(model, self.context).model
+            self._made = key, QuantizeStatic(**options).run(model, self.context).model
         return self._made[1]
 
     def gains(self) -> dict[str, float]:
@@ -248,26 +257,30 @@ class _Work:
         Raises:
             ModelError: They never are.
         """
-        reached = self._db(keep)
+        reached = self._db(keep) or 0.0
         if reached >= least_db:
             return keep, f"{reached:.1f} dB, asked for {least_db:.1f}"
         ranked = self._ranked(keep)
-        low, high, tries = 0, 0, 0
-        found = keep
-        while tries < _TRIES and (high == 0 or high - low > max(1, high // 8)):
-            if high == 0 and low >= len(ranked):
-                break
-            middle = (low + high) // 2 if high else min(max(1, 2 * low), len(ranked))
-            choice = self._ordered((*keep, *ranked[:middle]))
-            tries += 1
+        low, high = 0, len(ranked)
+        found: tuple[str, ...] | None = None
+        size = 1
+        for _ in range(_TRIES):
+            choice = self._ordered((*keep, *ranked[:size]))
             value = self._db(choice)
-            if value >= least_db:
-                high, found, reached = middle, choice, value
+            if value is not None and value < least_db:
+                low = size
             else:
-                low = middle
-        if not high:
+                high = size
+                if value is not None:
+                    found, reached = choice, value
+            # Twice as many while none was enough, then the middle of what is left.
+            size = min(2 * low, high - 1) if found is None and high == len(ranked) else 0
+            size = max(size, (low + high) // 2)
+            if high - low <= max(1, high // 8):
+                break
+        if found is None:
             raise ModelError(
-                f"{least_db:.1f} dB are not reached with {low} operators left float",
+                f"{least_db:.1f} dB are not reached with {low} of {len(ranked)} operators float",
                 "keep the model in float, or allow more noise",
             )
         more = len(found) - len(keep)
@@ -283,12 +296,12 @@ class _Work:
         left = [name for name in noise if name not in keep and noise[name] > 0]
         return sorted(left, key=lambda n: (-noise[n] / max(gains.get(n, 1.0), 0.1), n))
 
-    def _db(self, keep: tuple[str, ...]) -> float:
-        """Return the SQNR of the worst output; no bound when nothing is left in 8 bits."""
+    def _db(self, keep: tuple[str, ...]) -> float | None:
+        """Return the SQNR of the worst output; None when nothing is left in 8 bits."""
         try:
             product = self.quantise(keep)
         except ModelError:
-            return 0.0  # nothing is left to quantise: this is no int8 model any more
+            return None
         context = self.context
         return whole_model(self.model, product, context.calibration, _SAMPLES, context.threads)
 

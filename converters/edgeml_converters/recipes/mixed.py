@@ -15,8 +15,8 @@ from edgeml_converters.worker import PassCall
 
 _RUNTIMES = ("onnxruntime", "openvino")
 _STATIC = "quantize_static"
-#: Noise is to be halved (in amplitude) by leaving layers float.
-_MORE_DB = 6.0
+#: How much more exact leaving layers float must make it: half the power of the noise.
+_MORE_DB = 3.0
 #: A static candidate that gains less than this may hold layers that are slower in 8 bits.
 _HOPED = 1.5
 
@@ -124,6 +124,7 @@ def _mixed(
             "static": _options(recipe),
             "least_db": round(min(max(least_db, 0.0), 100.0), 1),
             "latency": here,
+            "correct": least_db > 0,
         },
     )
     at = [call.name for call in recipe.passes].index(_STATIC)
