@@ -310,13 +310,7 @@ def test_mixed_with_corrected_biases_compares_with_the_model_as_it_was_given():
     options = {"static": settings, "latency": False, "keep": ["fc"]}
     plain = apply("quantize_mixed", model, data, **options).model
     better = apply("quantize_mixed", model, data, **options, correct=True).model
-    exact = whole_model(model, better, data, 0)
-    assert exact > whole_model(model, plain, data, 0)
-    one = load("passes", "quantize_mixed")(
-        static=settings, latency=False, correct=True, least_db=exact + 3
-    )
-    product = one.run(model, PassContext(data)).model
-    assert whole_model(model, product, data, 16) >= exact + 3
+    assert whole_model(model, better, data, 0) > whole_model(model, plain, data, 0)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
