@@ -24,6 +24,7 @@ from edgeml_converters.passes.base import (
 )
 from edgeml_converters.passes.portable import parameters as rules
 from edgeml_converters.quantizer.calibrate import observe
+from edgeml_converters.quantizer.prepare import infer, light
 from edgeml_converters.quantizer.ranges import METHODS
 from edgeml_converters.tflite.graph import CLAMPABLE, CLAMPS, attributes
 from edgeml_converters.tflite.writer import HANDLERS
@@ -71,6 +72,7 @@ class QuantizePortable:
         rewritten = onnx.ModelProto()
         rewritten.CopyFrom(model)
         _divisions_to_products(rewritten)
+        _whole_pools_to_means(rewritten)
         _check(rewritten)
         work = _Rewrite(rewritten, context, self._calibration)
         work.run()
@@ -102,6 +104,27 @@ def _divisions_to_products(model: onnx.ModelProto) -> None:
             model.graph.initializer.append(numpy_helper.from_array(1 / values, name))
             node.op_type = "Mul"
             node.input[1] = name
+
+
+def _whole_pools_to_means(model: onnx.ModelProto) -> None:
+    """Turn an AveragePool over the whole image into GlobalAveragePool.
+
+    The average of many values has a smaller range than these. TFLite's AVERAGE_POOL_2D must store
+    it by the scale of its input all the same; MEAN has a scale of its own.
+    """
+    pools = [node for node in model.graph.node if node.op_type == "AveragePool"]
+    if not pools:
+        return
+    infos = {v.name: v for v in [*model.graph.input, *infer(light(model))]}
+    for node in pools:
+        known = attributes(node)
+        info = infos.get(node.input[0])
+        if info is None or any(known.get("pads", ())):
+            continue
+        dims = [d.dim_value for d in info.type.tensor_type.shape.dim]
+        if len(dims) == 4 and list(known["kernel_shape"]) == dims[2:]:
+            node.op_type = "GlobalAveragePool"
+            del node.attribute[:]
 
 
 class _Rewrite:
