@@ -15,7 +15,7 @@ from edgeml.fleet.api import create_app
 from edgeml.hardware import HardwareProfile
 from edgeml.tensors import TensorSpec
 from edgeml_agent import config, transitions
-from edgeml_converters import results
+from edgeml_converters import comparison, results, sweep, sweep_file
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 REFERENCE = DOCS / "reference"
@@ -27,6 +27,10 @@ CONVERT = (
     results.ConvertResult, results.ProfileResult, results.Candidate, results.Latency,
     results.Speedup, results.AtThreads, results.Timed, results.Drop,
     results.Int8Coverage, results.Layer, results.Score,
+)  # fmt: skip
+COMPARE = (
+    comparison.Comparison, comparison.Side, comparison.Loss, comparison.Limit, sweep.SweepResult,
+    sweep.Done,
 )  # fmt: skip
 
 
@@ -45,7 +49,9 @@ def first_cells(text: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("page", "kind"),
-    [("bundle-format.md", k) for k in BUNDLE] + [("convert-json.md", k) for k in CONVERT],
+    [("bundle-format.md", k) for k in BUNDLE]
+    + [("convert-json.md", k) for k in CONVERT]
+    + [("compare-json.md", k) for k in COMPARE],
     ids=lambda x: getattr(x, "__name__", x),
 )
 def test_every_field_of_a_struct_is_listed(page: str, kind: type[msgspec.Struct]) -> None:
@@ -160,6 +166,17 @@ def test_the_budgets_of_a_how_to_are_keys_of_a_profile() -> None:
     budgets = tomllib.loads(block[1])["budgets"]
     known = {f.name: f.type for f in msgspec.structs.fields(HardwareProfile)}
     assert set(budgets) <= {f.name for f in msgspec.structs.fields(known["budgets"])}
+
+
+def test_the_sweep_of_a_how_to_can_be_read_and_its_keys_are_listed() -> None:
+    text = (DOCS / "how-to" / "compare-and-sweep.md").read_text()
+    block = re.search(r"```toml\n(.*?)```", text, re.S)
+    assert block
+    read = msgspec.convert(tomllib.loads(block[1]), sweep_file.Sweep)
+    assert len(read.model) == 2
+    fields = {field.encode_name for field in msgspec.structs.fields(sweep_file.Options)}
+    listed = set(first_cells(text.partition("These keys may stand")[2].partition("## ")[0]))
+    assert listed == fields
 
 
 def test_decisions_have_numbers_of_their_own() -> None:

@@ -74,7 +74,7 @@ figcaption { font-size: .82rem; color: var(--soft); padding: .3rem .4rem 0; max-
 a { color: var(--blue); }
 a:focus-visible, summary:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .82rem; margin: 0 0 .8rem; }
+table { border-collapse: collapse; width: 100%; font-size: .8rem; margin: 0 0 .8rem; }
 caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .82rem;
   padding-top: .5rem; }
 th { text-align: left; color: var(--soft); font-weight: 600; white-space: nowrap; }
