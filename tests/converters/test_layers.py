@@ -93,6 +93,15 @@ def test_per_tensor_is_what_numpy_says_of_the_same_tensors(pair):
     )
 
 
+def test_per_tensor_leaves_out_what_pruning_cut(pair):
+    model, _ = pair
+    small = load("passes", "prune_channels")(amount=0.3, multiple=1)
+    pruned = prepared(small.run(model, PassContext(images())).model)
+    found = {one.tensor for one in per_tensor(model, static(pruned, images()), images())}
+    assert "logits" in found
+    assert "c1" not in found
+
+
 def test_taps_hold_no_more_than_a_chunk(pair):
     model, _ = pair
     seen = [len(feed["image"]) for feed in feeds(model, images(5000))]

@@ -159,10 +159,10 @@ def _side_by_side(
     domains = {o.domain for o in both.opset_import}
     both.opset_import.extend(o for o in source.opset_import if o.domain not in domains)
     del both.graph.value_info[:]
-    floats = _floats(source)
+    known, theirs = _floats(source), _floats(quantised)
     sums: dict[str, tuple[str, str]] = {}
     for name, twin in twins(source, quantised).items():
-        if name not in floats:
+        if name not in known or not _fit(known[name], theirs.get(name)):
             continue
         exact, diff = f"{_EXACT}{name}", f"{_EXACT}{name}~diff"
         sums[name] = f"{exact}~signal", f"{exact}~noise"
@@ -174,10 +174,22 @@ def _side_by_side(
     return both, sums
 
 
-def _floats(model: onnx.ModelProto) -> set[str]:
-    """Return the tensors that are known to be float32."""
-    known = infer(light(model))
-    return {v.name for v in known if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+def _floats(model: onnx.ModelProto) -> dict[str, tuple[int, ...] | None]:
+    """Return the tensors that are float32, with their axes as far as known (0 where not)."""
+    found: dict[str, tuple[int, ...] | None] = {}
+    for value in infer(light(model)):
+        tensor = value.type.tensor_type
+        if tensor.elem_type == onnx.TensorProto.FLOAT:
+            axes = tuple(d.dim_value for d in tensor.shape.dim)
+            found[value.name] = axes if tensor.HasField("shape") else None
+    return found
+
+
+def _fit(a: tuple[int, ...] | None, b: tuple[int, ...] | None) -> bool:
+    """Tell whether two shapes may be the same; pruning, for one, leaves names and cuts channels."""
+    if a is None or b is None:
+        return True
+    return len(a) == len(b) and all(x == y or not x or not y for x, y in zip(a, b, strict=True))
 
 
 def whole_model(
