@@ -38,6 +38,8 @@ _WAITING = 4
 _LOOK = 0.25
 #: Seconds between two tries while the fleet does not answer.
 _PAUSE = 2.0
+#: What was fetched stays for so many seconds: most files of one search are measured twice.
+_KEEP_STORE = 300.0
 #: So often a measurement is given up, by this device or by its own end, before it has failed.
 MOST_CUTS = 5
 Reply = Callable[[Rpc], object]
@@ -106,6 +108,7 @@ class Measurer:
         self._calls: queue.Queue[Rpc | None] = queue.Queue(_WAITING)
         self._stop = threading.Event()
         self._cancelled = ""
+        self._store_until = 0.0
         self._kept = self._load()
 
     def _load(self) -> _Kept:
@@ -157,6 +160,9 @@ class Measurer:
                 status = self._kept.status
                 if status is not None and status.state not in FINAL:
                     self._work()
+                elif time.monotonic() > self._store_until:
+                    self._store_until = float("inf")
+                    shutil.rmtree(self._folder / "store", ignore_errors=True)
             except DeviceError as error:  # the status cannot be kept: a full or read-only disk
                 logger.error("%s", error)
                 self._stop.wait(_PAUSE)
@@ -285,6 +291,7 @@ class Measurer:
                 self._fetcher.blob(digest, size, store.blob_path(digest), stopped=self._must_stop)
                 done += size
         store.assemble(order.ref)
+        store.collect({order.ref.digest})
         return store.path(order.ref.digest)
 
     # -- what is told -----------------------------------------------------------------------------
@@ -306,8 +313,9 @@ class Measurer:
     def _finished(self, status: MeasureStatus) -> None:
         """Keep the end of it, tell it, and give the disk back."""
         self._kept = msgspec.structs.replace(self._kept, status=status)
-        for name in ("work", "store"):
-            shutil.rmtree(self._folder / name, ignore_errors=True)
+        shutil.rmtree(self._folder / "work", ignore_errors=True)
+        kept = _KEEP_STORE if status.state == "done" else 0.0
+        self._store_until = time.monotonic() + kept
         self._answer(status)
         good = sum(not figures.error for figures in status.figures.values())
         told = status.detail or f"{good} of {len(status.figures)} candidates ran"

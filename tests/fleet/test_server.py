@@ -7,13 +7,7 @@ import pathlib
 import signal
 import threading
 
-from tests.support.fleet_server import FleetProcess, MqttDevices, fleet_server
-
-
-def children(process):
-    """Return the pids of what a process has started, from any of its threads."""
-    tasks = pathlib.Path(f"/proc/{process}/task").glob("*/children")
-    return {int(pid) for task in tasks for pid in task.read_text().split()}
+from tests.support.fleet_server import FleetProcess, MqttDevices, children, fleet_server
 
 
 def test_a_signal_right_after_the_ready_line_ends_it_gracefully(tmp_path):

@@ -1,6 +1,7 @@
 """convert --on-device: a real fleet, a real broker, real agents that measure; nothing stands in."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from edgeml.bundle import Bundle
 from edgeml.errors import UnreachableError, UsageError
 from edgeml.fleet.measurement import MeasureRequest
 from tests.support import models
-from tests.support.fleet_server import fleet_server
+from tests.support.fleet_server import children, fleet_server
 
 AGENT = [sys.executable, "-c", "from edgeml_agent.cli import main; main()"]
 EDGEML = [sys.executable, "-c", "from edgeml.cli import main; main()"]
@@ -150,6 +151,23 @@ def test_whom_nobody_can_ask_is_an_error_before_any_work(lab):
             token=server.token, out=folder / "none.edgeml",
         )  # fmt: skip
     assert not (folder / "none.edgeml").exists()
+
+
+def test_a_broker_that_ends_while_devices_measure_costs_time_only(lab):
+    server, _agents, folder = lab
+    known = {job.id for job in measurements(server)}
+    process = subprocess.Popen(
+        command(server, folder, "broker.edgeml", "--on-device", "device=cam-2"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait(lambda: {job.id for job in measurements(server)} - known, "a measurement")
+    for broker in children(server._process.pid):
+        os.kill(broker, signal.SIGKILL)
+    _told, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    job = next(j for j in measurements(server) if j.id not in known)
+    assert job.state == "done"
+    assert [part.state for part in job.parts.values()] == ["done"]
 
 
 def test_an_agent_that_is_killed_while_it_measures_goes_on_when_it_starts_again(lab):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 from edgeml.errors import UnreachableError
 from edgeml.fleet.client import FleetClient
@@ -15,6 +16,12 @@ from edgeml.trust.repository import TrustRepository
 from tests.support.fleet_simulator import SimDevice
 
 _EDGEML = (sys.executable, "-c", "from edgeml.cli import main; main()")
+
+
+def children(process):
+    """Return the pids of what a process has started, from any of its threads."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return {int(pid) for task in tasks for pid in task.read_text().split()}
 
 
 class FleetProcess:

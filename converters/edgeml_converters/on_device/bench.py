@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -25,6 +26,8 @@ from edgeml_converters.search.measuring import Heat
 from edgeml_converters.search.progress import Progress
 
 _POLL_S = 0.5
+#: A fleet that is started again, or a network that is away, is waited for so long.
+_PATIENCE_S = 120.0
 #: Seconds that devices get until they are quiet, have fetched and have measured.
 LIMIT_S = 1800.0
 
@@ -54,6 +57,7 @@ class DeviceBench:
         self._client, self._selector, self._profile = client, selector, profile
         self._limit = limit_s
         self._known = devices_for(client, selector, profile)
+        self._heard = 0.0
         self.notes: tuple[str, ...] = ()
 
     @property
@@ -92,7 +96,7 @@ class DeviceBench:
         request = MeasureRequest(
             self._selector, base.id, max(heat.rounds, 6), max(heat.budget_s, 0.5), self._limit
         )
-        job = self._client.measure(out, request)
+        job = self._begun(out, request, bench)
         out.unlink()
         progress.say(f"{', '.join(job.parts)}: measuring {len(others) + 1} ({job.id})")
         done = self._wait(job, bench, heat, progress)
@@ -104,7 +108,7 @@ class DeviceBench:
             while job.state == RUNNING:
                 if bench.pool.stop.wait(_POLL_S):
                     raise KeyboardInterrupt
-                job = self._client.measurement(job.id)
+                job = self._asked(job)
                 at = "; ".join(f"{name}: {_said(part)}" for name, part in job.parts.items())
                 share = 1.0 - len(job.open) / max(len(job.parts), 1)
                 progress.step(heat.name, share, at)
@@ -112,6 +116,40 @@ class DeviceBench:
             self._client.cancel_measurement(job.id)
             raise
         return job
+
+    def _begun(self, path: Path, request: MeasureRequest, bench: Bench) -> Measurement:
+        """Send the candidates; a device or a fleet that is away for a while is waited for.
+
+        Raises:
+            UnreachableError: They are away for too long.
+        """
+        self._heard = time.monotonic()
+        while True:
+            try:
+                job = self._client.measure(path, request)
+            except UnreachableError:
+                if time.monotonic() - self._heard > _PATIENCE_S:
+                    raise
+            else:
+                self._heard = time.monotonic()
+                return job
+            if bench.pool.stop.wait(_POLL_S):
+                raise KeyboardInterrupt
+
+    def _asked(self, job: Measurement) -> Measurement:
+        """Return how far it is; a fleet that does not answer for a while is waited for.
+
+        Raises:
+            UnreachableError: It does not answer for too long.
+        """
+        try:
+            found = self._client.measurement(job.id)
+        except UnreachableError:
+            if time.monotonic() - self._heard > _PATIENCE_S:
+                raise
+            return job
+        self._heard = time.monotonic()
+        return found
 
     def _folded(
         self, job: Measurement, base: Trial, others: Sequence[Trial], progress: Progress

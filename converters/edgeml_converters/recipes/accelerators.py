@@ -2,6 +2,9 @@
 
 Which devices there are is the profile's ``[devices]``. On a workstation without one, a candidate's
 values are checked on the processor by the same file, and nothing more is claimed.
+
+There is no 8-bit recipe for TensorRT: it refuses zero points and quantised biases, and what else
+it refuses could not be tried.
 """
 
 from __future__ import annotations
@@ -10,15 +13,12 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from edgeml.plugins import table
 from edgeml_converters.recipes.base import ONE, PREPARE, Plan, Recipe
 from edgeml_converters.worker import PassCall
 
 _SHORT = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
 #: float32 is computed in float32, and not in TensorFloat-32 with its 10 bits of mantissa.
 _NO_TF32 = {"provider.use_tf32": "0"}
-#: TensorRT computes in 8 bits only what QDQ says when it is told that it may.
-_INT8 = {"provider.trt_int8_enable": "1"}
 _HINT = "INFERENCE_PRECISION_HINT"
 
 
@@ -39,32 +39,21 @@ def checked_here(runtime: str, options: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in options.items() if not key.startswith("provider.")}
 
 
-def _nvidia(plan: Plan, device: str) -> Iterator[Recipe]:
+def _nvidia(_plan: Plan, device: str) -> Iterator[Recipe]:
     """Yield what onnxruntime's provider gets: one ONNX file, which it compiles at load."""
     short = _SHORT.get(device, device.lower())
     options = _NO_TF32 if short == "cuda" else {}
     yield Recipe(
         f"fp32-{short}", "fp32", f"the source on {device}", {"onnxruntime": options}, PREPARE, "gpu"
     )
-    if "half" in table("passes"):
-        yield Recipe(
-            f"fp16-{short}",
-            "fp16",
-            f"weights and activations in float16 on {device}",
-            {"onnxruntime": {}},
-            (*PREPARE, PassCall("half")),
-            "gpu",
-        )
-    if short == "tensorrt":
-        static = {"scheme": "s8s8", "per_channel": plan.rule.per_channel, "symmetric": True}
-        yield Recipe(
-            f"int8-{short}",
-            "int8",
-            f"8 bits with sign, zero points of 0, ranges from calibration data, on {device}",
-            {"onnxruntime": _INT8},
-            (*PREPARE, PassCall("quantize_static", static)),
-            "gpu",
-        )
+    yield Recipe(
+        f"fp16-{short}",
+        "fp16",
+        f"weights and activations in float16 on {device}",
+        {"onnxruntime": {}},
+        (*PREPARE, PassCall("half")),
+        "gpu",
+    )
 
 
 def _openvino(plan: Plan, device: str) -> Iterator[Recipe]:
@@ -88,13 +77,13 @@ def _openvino(plan: Plan, device: str) -> Iterator[Recipe]:
         "openvino-device-f16",
     )
     options = {"per_channel": plan.rule.per_channel, "reduce_range": plan.rule.reduce_range}
-    static = PassCall("quantize_static", {"scheme": plan.scheme, **options})
+    static = {"scheme": plan.scheme, "placement": "openvino", **options}
     yield Recipe(
         f"int8-{short}",
         "int8",
         f"8 bits ({plan.scheme.upper()}), ranges from calibration data, the rest in float16, "
         f"on {device}",
         {"openvino": {_HINT: "f16"}},
-        (*passes, static),
+        (*passes, PassCall("quantize_static", static)),
         "openvino-device",
     )
