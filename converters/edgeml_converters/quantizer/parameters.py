@@ -48,19 +48,6 @@ def activation(low: float, high: float, scheme: str = "u8s8") -> Activation:
     return Activation(scale, zero)
 
 
-def symmetric(low: float, high: float, scheme: str = "s8s8") -> Activation:
-    """Return the parameters with 0 in the middle, or at the end of a range without a sign."""
-    if scheme == "u8s8" and low >= 0:
-        return activation(low, high, scheme)
-    _, smallest, largest = STORED[scheme]
-    middle = (smallest + largest + 1) // 2
-    bound = max(-low, high, 0.0)
-    scale = float(np.float32(bound / (largest - middle)))
-    if scale < np.finfo(np.float32).tiny:
-        return Activation(1.0, 0)
-    return Activation(scale, middle)
-
-
 def stored(array: Array, found: Activation, scheme: str = "u8s8") -> Array:
     """Return an array as it is stored."""
     kind, smallest, largest = STORED[scheme]

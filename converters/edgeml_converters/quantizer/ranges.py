@@ -18,8 +18,8 @@ _Floats = npt.NDArray[np.float64]
 #: Share of the values that ``percentile`` covers.
 COVERED = 0.9999
 _LEVELS = 256
-#: Candidates of a search: shares of the whole range that are kept.
-_SHARES = np.linspace(1.0, 0.1, 46)
+#: Candidates of a search: shares of the largest magnitude that are kept.
+_SHARES = np.geomspace(1.0, 0.02, 50)
 
 
 def minmax(found: Histogram) -> Range:
@@ -44,39 +44,35 @@ def percentile(found: Histogram) -> Range:
 def mse(found: Histogram) -> Range:
     """Return the range with the smallest mean squared error of rounding and clipping.
 
-    Shares of the whole range are tried for both ends at once, then for each end alone (the grid
-    search of Banner et al. 2019, Post training 4-bit quantization, section 3, on a histogram).
+    Bounds of the magnitude are tried for both ends at once, then each end alone (the grid search
+    of Banner et al. 2019, Post training 4-bit quantization, section 3, on a histogram).
     """
     low, high = minmax(found)
     values, weights = _filled(found)
-    best = min(_SHARES, key=lambda s: _error(values, weights, low * s, high * s))
-    ends = [low * best, high * best]
-    for end, whole in ((0, low), (1, high)):
-        if whole:
-            tried = [*(_SHARES * whole), ends[end]]
-            ends[end] = min(
-                tried,
-                key=lambda t, end=end: _error(  # type: ignore[misc]  # end is bound now
-                    values, weights, *((t, ends[1]) if end == 0 else (ends[0], t))
-                ),
-            )
-    return float(ends[0]), float(ends[1])
+
+    def error(cut: Range) -> float:
+        return _error(values, weights, *cut)
+
+    best = min(_cuts(low, high), key=error)
+    best = min([best, *((low * s, best[1]) for s in _SHARES)], key=error)
+    best = min([best, *((best[0], high * s) for s in _SHARES)], key=error)
+    return float(best[0]), float(best[1])
 
 
 def entropy(found: Histogram) -> Range:
     """Return the range that loses the least information.
 
-    For each share of the range, the clipped distribution (what is cut off is counted at the ends)
-    is compared with what 256 levels leave of it: Kullback-Leibler divergence, as in Migacz 2017,
-    8-bit inference with TensorRT. The bin at 0, which rectifiers and padding fill, is left out.
+    For each bound of the magnitude, the clipped distribution (what is cut off is counted at the
+    ends) is compared with what 256 levels leave of it: Kullback-Leibler divergence, as in Migacz
+    2017, 8-bit inference with TensorRT. The bin at 0, which rectifiers and padding fill, is left
+    out.
     """
     low, high = minmax(found)
     counts = found.counts.astype(np.float64)
     counts[len(counts) // 2] = 0.0
     if counts.sum() == 0:
         return low, high
-    best = min(_SHARES, key=lambda s: _divergence(counts, found, low * s, high * s))
-    return float(low * best), float(high * best)
+    return min(_cuts(low, high), key=lambda cut: _divergence(counts, found, *cut))
 
 
 METHODS: dict[str, Callable[[Histogram], Range]] = {
@@ -85,6 +81,12 @@ METHODS: dict[str, Callable[[Histogram], Range]] = {
     "entropy": entropy,
     "mse": mse,
 }
+
+
+def _cuts(low: float, high: float) -> list[Range]:
+    """Return ranges in which the magnitude is bounded, the whole range first."""
+    bounds = [float(share) * max(-low, high) for share in _SHARES]
+    return [(max(low, -bound), min(high, bound)) for bound in bounds]
 
 
 def _filled(found: Histogram) -> tuple[_Floats, _Floats]:
