@@ -184,8 +184,9 @@ def convert(
                 objective=objective,
             )
             bundle, results, told = make_bundle(found, benches, contents, place.out)
-        for attempt in attempts:
-            attempt.finish()
+        for one_found, attempt in zip(found, attempts, strict=True):
+            if not one_found.partial:
+                attempt.finish()
         if report is not None:
             write(told, Path(report))
     result = ConvertResult(str(place.out), results, bundle.digest, place.name, version)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 import onnx
@@ -161,14 +162,12 @@ def test_all_processes_end_with_the_one_that_asked(tmp_path, evil):
 def marked(mark):
     """Return the processes that have a mark in their environment."""
     found = []
-    for process in os.scandir("/proc"):
-        if process.name.isdigit():
-            try:
-                with open(f"/proc/{process.name}/environ", "rb") as stream:
-                    mine = f"EDGEML_TEST_MARK={mark}".encode() in stream.read().split(b"\0")
-            except OSError:
-                continue
-            found += [process.name] if mine else []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        found += [process.name] if f"EDGEML_TEST_MARK={mark}".encode() in environment else []
     return found
 
 
