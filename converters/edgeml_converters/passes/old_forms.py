@@ -1,8 +1,8 @@
 """Forms of old operators that onnx's version converter refuses, or translates wrongly.
 
 Before it: BatchNormalization with ``spatial = 0`` (operator sets 7 and 8) becomes a product and a
-sum, and outputs of BatchNormalization that only training reads are dropped. After it: ``Upsample``
-and ``Resize`` of operator set 10 sampled at ``x / scale`` (asymmetric), which it forgets to say.
+sum. After it: ``Upsample``, and ``Resize`` of operator set 10, sampled at ``x / scale``
+(asymmetric), which it forgets to say.
 """
 
 from __future__ import annotations
@@ -22,13 +22,9 @@ def rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for graph in all_graphs(copy.graph):
-        read = {name for node in graph.node for name in node.input}
-        read |= {value.name for value in graph.output}
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
             if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
-                if len(node.output) > 1 and not read & set(node.output[1:]):
-                    del node.output[1:]
                 nodes += _not_spatial(graph, node) or [node]
             else:
                 nodes.append(node)

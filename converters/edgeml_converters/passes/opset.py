@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -123,10 +124,14 @@ def _culprit(model: onnx.ModelProto, said: str) -> str:
     """Return which node an error is about, where its text lets one tell."""
     words = "".join(c if c.isalnum() else " " for c in said).lower().split()
     joined = "".join(words)
-    for exact in (True, False):
+    tests: tuple[Callable[[onnx.NodeProto], bool], ...] = (
+        lambda node: node.op_type.lower() in words,
+        lambda node: len(node.op_type) > 4 and node.op_type.lower() in joined,
+        lambda node: any(a.name.lower() in words for a in node.attribute if len(a.name) > 4),
+    )
+    for fits in tests:
         for node in model.graph.node:
-            op = node.op_type.lower()
-            if (op in words) if exact else (len(op) > 4 and op in joined):
+            if fits(node):
                 return f"node '{node.name or node.output[0]}' ({node.op_type}): "
     return ""
 

@@ -27,6 +27,9 @@ from edgeml_converters.source.stored import is_large
 
 logger = logging.getLogger(__name__)
 
+#: How the checker of onnx objects to a tensor whose number of axes is not known.
+_NO_SHAPE = "Field 'shape' of 'type' is required but missing"
+
 
 class Source:
     """An ONNX model that is whole, finite and loads in onnxruntime.
@@ -203,6 +206,8 @@ def load_check(
         onnx.checker.check_model(bare)
     except onnx.checker.ValidationError as error:
         first = str(error).strip().splitlines()[0]
+        if _NO_SHAPE in first:  # a number of axes that nobody can know is no fault of the file
+            return inputs, outputs, ["an input or output has no known number of axes"]
         raise ModelError(
             f"'{path}' is against the ONNX specification: {first}", "export it again"
         ) from error

@@ -55,8 +55,12 @@ def _outputs(model: onnx.ModelProto, known: dict[str, onnx.ValueInfoProto]) -> l
     warnings = []
     for value in model.graph.output:
         found = known.get(value.name)
-        said = contradiction(value, found) if found is not None else ""
-        if found is not None and said:
+        if found is None:
+            continue
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            value.type.CopyFrom(found.type)  # the checker of onnx wants one
+        said = contradiction(value, found)
+        if said:
             warnings.append(f"the stored shape of an output is wrong, and was replaced: {said}")
             value.type.CopyFrom(found.type)
     return warnings
