@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from .builder import Array, Net, Value
 from .layers import conv, dense, global_pool, relu, relu6
@@ -110,3 +114,34 @@ def data(name: str) -> dict[str, Array]:
         "test/image": parts["test"],
         "test/labels": parts["test labels"],
     }
+
+
+#: Epochs and learning rate of each.
+TRAINING = {"cnn_digits": (60, 2e-3), "mbv2_digits": (60, 2e-3), "vit_digits": (140, 2e-3)}
+#: What training found: one array of float16 per parameter.
+TRAINED = Path(__file__).parent / "trained"
+
+
+def make(name: str) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """Return a trained network and its evaluation data."""
+    model = untrained(name)
+    with np.load(TRAINED / f"{name}.npz") as found:
+        for one in model.graph.initializer:
+            if one.name in found:
+                array = found[one.name].astype(np.float32)
+                one.CopyFrom(numpy_helper.from_array(array, one.name))
+    return model, data(name)
+
+
+def retrain(python: Path) -> None:
+    """Train all three anew, with an interpreter that has torch (2.13.0 was used)."""
+    for name, (epochs, rate) in TRAINING.items():
+        with tempfile.TemporaryDirectory() as folder:
+            graph, pixels = Path(folder) / "model.onnx", Path(folder) / "images.npz"
+            onnx.save(untrained(name), graph)
+            parts = images(name)
+            np.savez(pixels, x=parts["train"], y=parts["train labels"])
+            target = TRAINED / f"{name}.npz"
+            command = [str(python), "-m", "nine.training", str(graph), str(pixels), str(target)]
+            place = Path(__file__).parents[1]
+            subprocess.run([*command, str(epochs), str(rate)], cwd=place, check=True)

@@ -1,9 +1,9 @@
 """Trains an ONNX graph with torch: the graph is the definition, its float initializers move.
 
-    python -m nine.training MODEL.onnx IMAGES.npz TRAINED.onnx EPOCHS RATE
+    python -m nine.training MODEL.onnx IMAGES.npz TRAINED.npz EPOCHS RATE
 
-Runs in an environment of its own (``digits.py`` is without torch). Every node is one line of
-``OPS``; one thread and one seed make the same bytes on the same machine.
+Runs in an environment of its own: ``digits.retrain`` starts it, and nothing else has torch.
+Every node is one line of ``OPS``; one thread and one seed make the same bytes on the same machine.
 """
 
 from __future__ import annotations
@@ -131,10 +131,9 @@ def main() -> None:
             int(epochs),
             float(rate),
         )
-    state = graph.state_dict()
-    for one in model.graph.initializer:
-        one.CopyFrom(numpy_helper.from_array(state[one.name].numpy(), one.name))
-    onnx.save(model, target)
+    state = {name: value.numpy() for name, value in graph.state_dict().items()}
+    floats = {n: v.astype(np.float16) for n, v in state.items() if n.startswith("p")}
+    np.savez_compressed(target, **floats)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Done:
         cpu: Processor time of all its processes.
         peak_bytes: Resident memory of the largest of its processes, at its peak.
         out: What it wrote to standard output.
-        error: The last line of its standard error.
+        error: The last two lines of its standard error.
     """
 
     code: int
@@ -55,5 +55,5 @@ def run(command: Sequence[str], limit_s: float, env: Mapping[str, str] | None = 
     out, _, last = done.stdout.rstrip("\n").rpartition("\n")
     told = json.loads(last)
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    error = lines[-1][:300] if lines else ""
+    error = " | ".join(lines[-2:])[:400]
     return Done(told["code"], told["seconds"], told["cpu"], told["peak"], out, error)
