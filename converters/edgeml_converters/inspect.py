@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeml.errors import ModelError
+from edgeml.errors import EdgemlError, ModelError
 from edgeml.plugins import missing
+from edgeml.runtime import get_runtime
 from edgeml.runtime.base import ProgramOptions
 from edgeml_converters.source import Source, read_model_file, sniff
 from edgeml_converters.source.external import all_graphs
@@ -26,7 +27,9 @@ def inspect_model(path: Path) -> dict[str, object]:
 
     Returns:
         ``format``, ``path``, ``size_bytes``, ``opset``, ``ir_version``, ``producer``, ``digest``,
-        ``inputs``, ``outputs``, ``ops``, ``parameters``, ``quantised``, ``scheme``, ``warnings``.
+        ``inputs``, ``outputs``, ``ops``, ``parameters``, ``quantised``, ``scheme``, ``warnings``;
+        of a quantised ONNX model also ``coverage``: runtime -> products with stored weights, how
+        many of them are computed in 8 bits, which are not, and conversions that are left.
 
     Raises:
         ModelError: The file cannot be used; the message says why.
@@ -58,8 +61,31 @@ def _onnx(path: Path) -> dict[str, object]:
         "parameters": sum(int(np.prod(t.dims, dtype=np.int64)) for t in tensors),
         "quantised": bool(source.quantised),
         "scheme": source.quantised,
+        "coverage": _coverage(path) if source.quantised else {},
         "warnings": list(source.warnings),
     }
+
+
+def _coverage(path: Path) -> dict[str, dict[str, object]]:
+    """Return runtime -> how much of a quantised model it computes in 8 bits, without running it."""
+    from edgeml_converters.layers.coverage import coverage
+
+    found: dict[str, dict[str, object]] = {}
+    for runtime in ("onnxruntime", "openvino"):
+        if not get_runtime(runtime).check().usable:
+            continue
+        try:
+            seen = coverage(path, runtime)
+        except EdgemlError as error:
+            found[runtime] = {"error": error.message}
+            continue
+        found[runtime] = {
+            "products": seen.weighted,
+            "in_int8": seen.int8,
+            "in_float": list(seen.float_layers),
+            "conversions": seen.quantize + seen.dequantize,
+        }
+    return found
 
 
 def _spec(name: str, dtype: str, shape: tuple[int, ...]) -> dict[str, object]:

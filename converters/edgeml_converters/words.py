@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 
 from edgeml.manifest import Score
+from edgeml.report import figures
+from edgeml.report.figures import NOTHING, milliseconds, ratio, size
 from edgeml_converters.results import SQNR_CEILING, AtThreads, Candidate, Speedup
 
-NOTHING = "-"
+__all__ = ["NOTHING", "size"]
+
 _TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smh]?)")
 
 
 def latency(candidate: Candidate) -> str:
     """Return the median latency in milliseconds, three significant digits."""
-    return f"{candidate.latency_ms.p50:.3g}" if candidate.latency_ms else NOTHING
+    return milliseconds(candidate.latency_ms.p50) if candidate.latency_ms else NOTHING
 
 
 def gain(ratio: Speedup) -> str:
@@ -33,15 +36,14 @@ def threads(one: AtThreads) -> str:
 
 def tail(candidate: Candidate) -> str:
     """Return the 99th percentile of the latency in milliseconds."""
-    return f"{candidate.latency_ms.p99:.3g}" if candidate.latency_ms else NOTHING
+    return milliseconds(candidate.latency_ms.p99) if candidate.latency_ms else NOTHING
 
 
 def speedup(candidate: Candidate) -> str:
     """Return ``2.31 [2.28, 2.35]``."""
     if candidate.speedup is None:
         return NOTHING
-    low, high = candidate.speedup.interval
-    return f"{candidate.speedup.value:.2f} [{low:.2f}, {high:.2f}]"
+    return ratio(candidate.speedup.value, candidate.speedup.interval)
 
 
 def metric(candidate: Candidate) -> str:
@@ -51,8 +53,7 @@ def metric(candidate: Candidate) -> str:
 
 def score(one: Score) -> str:
     """Return a score with its interval's half width."""
-    low, high = one.interval
-    return f"{one.value:.4g} ± {(high - low) / 2:.2g}"
+    return figures.score(one.value, one.interval)
 
 
 def drop(candidate: Candidate) -> str:
@@ -90,15 +91,6 @@ def coverage(candidate: Candidate) -> str:
     if seen is None or not (seen.int8 or seen.converts):
         return NOTHING
     return f"{seen.int8} of {seen.weighted}"
-
-
-def size(count: int | None) -> str:
-    """Return a number of bytes with a unit that suits it."""
-    if count is None:
-        return NOTHING
-    if count < 10 << 20:
-        return f"{count / 1024:,.0f} KiB" if count >= 10 << 10 else f"{count / 1024:.1f} KiB"
-    return f"{count / (1 << 20):,.1f} MiB"
 
 
 def read_seconds(text: str) -> float:

@@ -2,11 +2,17 @@
 
 import json
 
+import numpy as np
+import onnx
 import pytest
 
+from edgeml.cli.group import LazyGroup, run
+from edgeml.cli.table import COMMANDS
+from edgeml.plugins import load
 from edgeml_converters.inspect import inspect_model
+from edgeml_converters.passes.base import PassContext
 from tests.support.corpus import CORPUS, corpus_file
-from tests.support.models import mlp
+from tests.support.models import cnn, mlp
 
 
 def test_onnx(tmp_path):
@@ -18,6 +24,20 @@ def test_onnx(tmp_path):
     assert found["parameters"] == 4 * 8 + 8 + 8 * 3 + 3
     assert found["quantised"] is False
     assert found["inputs"] == [{"name": "x", "dtype": "float32", "shape": [-1, 4]}]
+
+
+def test_a_quantised_model_tells_what_is_computed_in_int8(tmp_path, capsys):
+    context = PassContext({"image": np.ones((4, 1, 8, 8), np.float32)}, 0, 1)
+    made = load("passes", "quantize_static")().run(cnn(), context)
+    onnx.save(made.model, tmp_path / "q.onnx")
+    found = inspect_model(tmp_path / "q.onnx")
+    assert json.loads(json.dumps(found)) == found
+    seen = found["coverage"]["onnxruntime"]
+    assert seen["products"] == 3
+    assert seen["in_int8"] + len(seen["in_float"]) == 3
+    group = LazyGroup(COMMANDS, name="edgeml")
+    assert run(group, ["inspect", str(tmp_path / "q.onnx")]) == 0
+    assert f"onnxruntime: products 3, in int8 {seen['in_int8']}" in capsys.readouterr().out
 
 
 @pytest.mark.corpus

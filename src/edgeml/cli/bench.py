@@ -37,11 +37,13 @@ class _Candidates:
         programs: Name -> compiled model and the threads that it runs with.
         errors: Name -> why it cannot be measured here.
         baseline: Name of what the others are compared with; the first when empty.
+        files: Name -> precision (empty when it is not known) and size in bytes.
     """
 
     programs: dict[str, tuple[Program, int]] = field(default_factory=dict)
     errors: dict[str, EdgemlError] = field(default_factory=dict)
     baseline: str = ""
+    files: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
 @click.command("bench")
@@ -132,6 +134,7 @@ def _open_bundle(
             found.errors[variant.id] = error
             continue
         found.programs[variant.id] = (program, chosen.threads)
+        found.files[variant.id] = (variant.precision, variant.size)
         plain = variant.runtime == "onnxruntime" and variant.precision == "fp32"
         if plain and not found.baseline:
             found.baseline = variant.id
@@ -179,6 +182,7 @@ def _open_model(path: Path, threads: int) -> _Candidates:
             found.errors[runtime.name] = error
             continue
         found.programs[runtime.name] = (program, threads)
+        found.files[runtime.name] = ("", path.stat().st_size)
     return found
 
 
@@ -279,6 +283,8 @@ def _report(
             {
                 "name": name,
                 "runtime": program.runtime,
+                "precision": found.files[name][0],
+                "size_bytes": found.files[name][1],
                 "version": versions.get(program.runtime, ""),
                 "placement": program.placement,
                 "threads": threads,
@@ -297,21 +303,33 @@ def _report(
 
 def _text(report: dict[str, Any]) -> str:
     """Return the outcome as a table for people."""
-    width = max(len(row["name"]) for row in report["results"] + report["left_out"])
-    lines = [
-        f"{'':{width}}  {'p50 ms':>9} {'p95 ms':>9} {'p99 ms':>9}  times as fast (95 % interval)"
-    ]
+    from edgeml.report import figures
+
+    heads = ("candidate", "precision", "p50 ms", "p95 ms", "p99 ms", "x faster [95 %]", "size")
+    rows = [heads]
     for row in report["results"]:
-        latency, ratio = row["latency_ms"], row["speedup"]
-        low, high = ratio["interval"]
-        compared = f"{ratio['value']:.2f} ({low:.2f} to {high:.2f}, {ratio['clock']} time)"
-        if row["name"] == report["baseline"]:
-            compared = "1 (the baseline)"
-        figures = " ".join(f"{latency[key]:9.4f}" for key in ("p50", "p95", "p99"))
-        lines.append(f"{row['name']:{width}}  {figures}  {compared}")
-    lines += [f"{row['name']:{width}}  left out: {row['reason']}" for row in report["left_out"]]
+        gain = row["speedup"]
+        compared = figures.ratio(gain["value"], gain["interval"])
+        latency = (figures.milliseconds(row["latency_ms"][key]) for key in ("p50", "p95", "p99"))
+        rows.append(
+            (
+                row["name"],
+                row["precision"] or figures.NOTHING,
+                *latency,
+                "baseline" if row["name"] == report["baseline"] else compared,
+                figures.size(row["size_bytes"]),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines += [f"left out  {row['name']}: {row['reason']}" for row in report["left_out"]]
     used = {f"{row['runtime']} {row['version']} on {row['placement']}, "
             f"threads {row['threads']}" for row in report["results"]}  # fmt: skip
-    lines += ["", f"batch {report['batch']}, data: {report['data']}; {'; '.join(sorted(used))}"]
+    clocks = " and ".join(sorted({row["speedup"]["clock"] for row in report["results"]}))
+    lines += ["", f"batch {report['batch']}, data: {report['data']}, compared by {clocks} time; "
+              f"{'; '.join(sorted(used))}"]  # fmt: skip
     lines += [f"measured on: {report['host']}"]
     return "\n".join(lines)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import tarfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeml.plugins import load_object
+from edgeml.report.figures import size
 
 if TYPE_CHECKING:
     from edgeml.bundle import Bundle
     from edgeml.tensors import TensorSpec
 
+#: An SQNR is cut here by ``edgeml convert``: nothing differs.
+_SAME_DB = 150.0
 _INSPECT_MODEL = "edgeml_converters.inspect:inspect_model"
 
 
@@ -62,17 +65,50 @@ def bundle_page(bundle: Bundle) -> dict[str, object]:
         "size_bytes": sum(ref.size for ref in {ref.digest: ref for ref in bundle.layers}.values()),
         "missing": [ref.path for ref in bundle.layers if not bundle.has(ref)],
         "manifest": msgspec.to_builtins(bundle.manifest),
+        "measured": measured(bundle),
     }
 
 
-def human_size(size: int) -> str:
-    """Return a size for people, in binary units."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GiB"
+def measured(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """Return variant -> its figures as ``edgeml convert`` measured them (one of its candidates).
+
+    Empty when the bundle holds no measurements, or they are not here.
+    """
+    import msgspec
+
+    ref = bundle.manifest.measurements
+    if ref is None or not bundle.has(ref):
+        return {}
+    told = msgspec.json.decode(bundle.read(ref))
+    found: dict[str, dict[str, Any]] = {}
+    for result in told.get("results", ()) if isinstance(told, dict) else ():
+        for one in result.get("candidates", ()):
+            found[f"{result['profile']}.{one['runtime']}.{one['recipe']}"] = one
+    return {v.id: found[v.id] for v in bundle.manifest.variants if v.id in found}
+
+
+def _figures(one: dict[str, Any]) -> str:
+    """Return the figures of a candidate in one line; what is not known is left out."""
+    from edgeml.report import figures
+
+    parts: list[str] = []
+    if one.get("latency_ms"):
+        parts.append(f"p50 {figures.milliseconds(one['latency_ms']['p50'])} ms")
+    if one.get("speedup"):
+        gain = figures.ratio(one["speedup"]["value"], one["speedup"]["interval"])
+        parts.append(f"{gain} x as fast as the source")
+    if one.get("metric"):
+        told = figures.score(one["metric"]["value"], one["metric"]["interval"])
+        parts.append(f"{one['metric']['name']} {told}")
+    if one.get("sqnr_db") is not None:
+        same = one["sqnr_db"] >= _SAME_DB
+        parts.append("outputs equal bit for bit" if same else f"SQNR {one['sqnr_db']:.1f} dB")
+    if one.get("coverage"):
+        seen = one["coverage"]
+        parts.append(f"{seen['int8']} of {seen['weighted']} products in int8")
+    if one.get("memory_bytes") is not None:
+        parts.append(f"memory {figures.size(one['memory_bytes'])}")
+    return ", ".join(parts)
 
 
 def _tensor(spec: TensorSpec) -> str:
@@ -82,6 +118,7 @@ def _tensor(spec: TensorSpec) -> str:
 
 def _print_bundle(bundle: Bundle) -> None:
     manifest, lineage = bundle.manifest, bundle.manifest.lineage
+    known = measured(bundle)
     click.echo(f"{manifest.name} {manifest.version}")
     click.echo(f"digest   {bundle.digest}")
     for title, specs in (("input", manifest.inputs), ("output", manifest.outputs)):
@@ -101,14 +138,16 @@ def _print_bundle(bundle: Bundle) -> None:
         click.echo(f"  {variant.id}")
         evidence = f"{variant.evidence.state} by {variant.evidence.by}"
         host = f" on {variant.evidence.host}" if variant.evidence.host else ""
-        threads = f"threads {variant.threads}, {variant.precision}, {human_size(variant.size)}"
+        threads = f"threads {variant.threads}, {variant.precision}, {size(variant.size)}"
         click.echo(f"    {threads}, {variant.entry}\n    {evidence}{host}")
+        if variant.id in known:
+            click.echo(f"    {_figures(known[variant.id])}")
         for step in lineage.steps.get(variant.id, ()):
             click.echo(f"    pass {step.name} {json.dumps(step.options, default=str)}")
     click.echo("\nblobs")
     for ref in bundle.layers:
         note = "" if bundle.has(ref) else "  (missing)"
-        click.echo(f"  {human_size(ref.size):>10}  {ref.path}{note}")
+        click.echo(f"  {size(ref.size):>10}  {ref.path}{note}")
     click.echo("\nlineage")
     click.echo(f"  source {lineage.source} {lineage.source_digest}")
     click.echo(f"  data   {lineage.data_digest or 'none'}")
@@ -125,19 +164,25 @@ def _print_model(path: Path, found: dict[str, object]) -> None:
         if isinstance(value, dict):
             click.echo(f"{label}:" if value else f"{label}: none")
             for name, item in value.items():
-                click.echo(f"  {name}: {item}")
+                click.echo(f"  {name}: {_line(item, named=True)}")
         elif isinstance(value, list | tuple):
             click.echo(f"{label}:" if value else f"{label}: none")
             for item in value:
                 click.echo(f"  {_line(item)}")
         elif key.endswith("_bytes") and isinstance(value, int):
-            click.echo(f"{label.removesuffix(' bytes')}: {human_size(value)}")
+            click.echo(f"{label.removesuffix(' bytes')}: {size(value)}")
         else:
             click.echo(f"{label}: {value}")
 
 
-def _line(item: object) -> str:
-    """Return one line for an item of a list, a tensor among them."""
+def _line(item: object, named: bool = False) -> str:
+    """Return one line for an item, a tensor among them; ``named`` keeps the names of its parts."""
+    if isinstance(item, dict) and named:
+        told = {key.replace("_", " "): value for key, value in item.items() if value != []}
+        return ", ".join(
+            f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+            for key, value in told.items()
+        )
     if isinstance(item, dict):
         return "  ".join(str(value) for value in item.values())
     return str(item)
