@@ -13,6 +13,7 @@ the lineage of a model tells how to make the same bytes again.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -69,6 +70,7 @@ class QuantizeMixed:
         least_db: float = 0.0,
         latency: bool = True,
         correct: bool = False,
+        budget_s: float = 60.0,
         keep: Iterable[str] | None = None,
     ) -> None:
         """Choose what is measured.
@@ -80,6 +82,7 @@ class QuantizeMixed:
             least_db: SQNR that the worst output must reach on calibration data; 0 for any.
             latency: Whether to look for layers that are slower in 8 bits.
             correct: Whether biases are corrected too (``correct_bias``).
+            budget_s: After this long no further number of layers is tried.
             keep: Names of nodes that stay float; with it nothing is measured.
 
         Raises:
@@ -92,7 +95,7 @@ class QuantizeMixed:
         self._runtime, self._settings = runtime, dict(runtime_options or {})
         self._static = dict(static or {})
         self._least_db, self._latency = float(least_db), latency
-        self._correct = correct
+        self._correct, self._budget_s = correct, float(budget_s)
         self._keep = None if keep is None else tuple(keep)
         QuantizeStatic(**self._static)  # its options are checked before any work
 
@@ -106,6 +109,7 @@ class QuantizeMixed:
             "least_db": self._least_db,
             "latency": self._latency,
             "correct": self._correct,
+            "budget_s": self._budget_s,
             "keep": None if self._keep is None else list(self._keep),
         }
 
@@ -127,7 +131,7 @@ class QuantizeMixed:
             keep, note = work.faster()
             notes.append(note)
         if self._least_db:
-            keep, note = work.exacter(keep, self._least_db)
+            keep, note = work.exacter(keep, self._least_db, self._budget_s)
             notes.append(note)
         self._keep = keep
         return PassResult(work.quantise(keep), True, tuple(notes))
@@ -251,12 +255,15 @@ class _Work:
             return (), 1.0
         return list(models)[best], ratio.value
 
-    def exacter(self, keep: tuple[str, ...], least_db: float) -> tuple[tuple[str, ...], str]:
+    def exacter(
+        self, keep: tuple[str, ...], least_db: float, budget_s: float
+    ) -> tuple[tuple[str, ...], str]:
         """Leave more nodes float until the outputs are exact enough.
 
         Raises:
-            ModelError: They never are.
+            ModelError: They never are, or not in this time.
         """
+        started = time.monotonic()
         reached = self._db(keep) or 0.0
         if reached >= least_db:
             return keep, f"{reached:.1f} dB, asked for {least_db:.1f}"
@@ -276,7 +283,8 @@ class _Work:
             # Twice as many while none was enough, then the middle of what is left.
             size = min(2 * low, high - 1) if found is None and high == len(ranked) else 0
             size = max(size, (low + high) // 2)
-            if high - low <= max(1, high // 8):
+            late = time.monotonic() - started > budget_s
+            if high - low <= max(1, high // 8) or late:
                 break
         if found is None:
             raise ModelError(
