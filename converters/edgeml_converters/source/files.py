@@ -180,7 +180,9 @@ def _save_large(model: onnx.ModelProto, path: Path) -> tuple[Path, Path]:
     """Write a model as ``path`` and its large tensors as ``path`` with ``.data`` behind it.
 
     The bytes go from file to file without being held in memory. When all of them lie in one file
-    already, that file is linked instead of copied where the file system allows it.
+    already, that file is linked instead of copied where the file system allows it. Runtimes load
+    a linked file; the library onnx takes one for an attack, so ``read_model`` reads it here, and
+    what leaves the machine in a bundle is a copy.
 
     Raises:
         ModelError: The graph alone is too large for one message.

@@ -29,12 +29,6 @@ SMALL = 1 << 10
 #: Bytes that are held in memory at a time.
 CHUNK = 1 << 24
 
-_PACKED = frozenset(
-    getattr(TensorProto, name)
-    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
-    if hasattr(TensorProto, name)
-)
-
 
 class Place(msgspec.Struct, frozen=True):
     """Where the bytes of an external tensor are."""
@@ -42,6 +36,17 @@ class Place(msgspec.Struct, frozen=True):
     file: Path
     offset: int
     length: int
+
+
+#: Digests of tensors in files that were not written since: gigabytes are hashed once.
+_digests: dict[tuple[bytes, Place, int], str] = {}
+_MOST_DIGESTS = 4096
+
+_PACKED = frozenset(
+    getattr(TensorProto, name)
+    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+    if hasattr(TensorProto, name)
+)
 
 
 def is_external(tensor: TensorProto) -> bool:
@@ -139,7 +144,24 @@ def chunks(tensor: TensorProto) -> Iterator[memoryview]:
 
 def tensor_digest(tensor: TensorProto) -> str:
     """Return ``sha256:<hex>`` of a tensor's type, shape and bytes, wherever they lie."""
-    state = hashlib.sha256(f"{tensor.data_type} {list(tensor.dims)}\n".encode())
+    head = f"{tensor.data_type} {list(tensor.dims)}\n".encode()
+    if is_external(tensor):
+        place = place_of(tensor)
+        try:
+            stamp = place.file.stat().st_mtime_ns
+        except OSError:
+            stamp = 0  # reading it says what is wrong
+        known = (head, place, stamp)
+        if known not in _digests:
+            if len(_digests) >= _MOST_DIGESTS:
+                _digests.clear()
+            _digests[known] = _hashed(head, tensor)
+        return _digests[known]
+    return _hashed(head, tensor)
+
+
+def _hashed(head: bytes, tensor: TensorProto) -> str:
+    state = hashlib.sha256(head)
     for chunk in chunks(tensor):
         state.update(chunk)
     return "sha256:" + state.hexdigest()
