@@ -17,6 +17,7 @@ import msgspec
 
 from edgeml.hardware import HardwareProfile
 from edgeml.runtime.facts import machine_name
+from edgeml_converters.choose import MIN_GAIN
 from edgeml_converters.recipes.base import PREPARE, SOURCE, Plan, Recipe
 from edgeml_converters.results import Candidate, Standing
 
@@ -38,6 +39,9 @@ def recipes(plan: Plan) -> Iterator[Recipe]:
         return
     tried = {recipe.name: recipe for recipe in plan.tried}
     standing = [c for c in plan.seen if _may_win(c)]
+    # An undecided candidate wins only when no decided one gains.
+    sure = [c for c in standing if c.verdict == Standing.PASSED and _gains(c)]
+    standing = sure or standing
     best = min((_latency(c) for c in standing), default=0.0)
     for target in _OFFERED:
         runtime, _short = FORMS[target]
@@ -79,6 +83,10 @@ def _formed(recipe: Recipe, target: str) -> Recipe:
 def _may_win(candidate: Candidate) -> bool:
     known = candidate.latency_ms is not None
     return known and candidate.verdict in (Standing.PASSED, Standing.UNDECIDED)
+
+
+def _gains(candidate: Candidate) -> bool:
+    return candidate.speedup is not None and candidate.speedup.interval[0] > MIN_GAIN
 
 
 def _latency(candidate: Candidate) -> float:
