@@ -147,6 +147,8 @@ def convert(
             facts = looking.result()
         lineage = lineage_of(source, given, seed, facts)
         shared = write_shared(folder, source, given, judged)
+        for arrays in (given.calibration, given.test):
+            arrays.clear()  # from here on the files are read: the process stays small
         terms = msgspec.structs.replace(terms, notes=notes_of(given, source))
         kept = Cache(default_folder() if cache else None)
         context = key_of(code_digest(), lineage.tools, host_line(facts))

@@ -124,6 +124,18 @@ def cost(candidate: Candidate, objective: str) -> float:
     return candidate.latency_ms.p50 if candidate.latency_ms else float("inf")
 
 
+def _standing(candidate: Candidate, objective: str) -> float:
+    """Return what candidates are ordered by: for latency the share of the baseline's.
+
+    A share is taken inside the rounds, where a slow moment of the machine hits both.
+    """
+    if objective == "latency" and candidate.speedup:
+        return 1.0 / max(candidate.speedup.value, 1e-9)
+    if objective == "energy" and candidate.saving:
+        return 1.0 / max(candidate.saving.value, 1e-9)
+    return cost(candidate, objective)
+
+
 def _sure_gains(others: Sequence[Candidate], base: Candidate, objective: str) -> list[Candidate]:
     if objective == "latency":
         return [c for c in others if c.speedup and c.speedup.interval[0] > MIN_GAIN]
@@ -134,8 +146,8 @@ def _sure_gains(others: Sequence[Candidate], base: Candidate, objective: str) ->
 
 
 def _best(pool: Sequence[Candidate], objective: str, runtimes: Sequence[str]) -> Candidate:
-    best = min(cost(c, objective) for c in pool)
-    tied = [c for c in pool if cost(c, objective) <= best * TIE]
+    best = min(_standing(c, objective) for c in pool)
+    tied = [c for c in pool if _standing(c, objective) <= best * TIE]
     rank = {name: position for position, name in enumerate(runtimes)}
 
     quickest = min((c.load_ms for c in tied if c.load_ms), default=0.0)
@@ -181,7 +193,7 @@ def _reason(
         return _join(c.reason, _no_gain(c, base, objective))
     if c.verdict == Standing.UNDECIDED and any_decided:
         return _join(c.reason, f"{winner.id} gains and is decided")
-    if cost(c, objective) <= cost(winner, objective) * TIE:
+    if _standing(c, objective) <= _standing(winner, objective) * TIE:
         better = "loses less, loads quicker or is smaller"
         return _join(c.reason, f"equal to {winner.id} within {TIE - 1:.0%}, which {better}")
     return _join(c.reason, f"{winner.id} is {_better(winner, c, objective)}")
@@ -219,10 +231,7 @@ def _no_gain(c: Candidate, base: Candidate, objective: str) -> str:
 
 def _better(c: Candidate, other: Candidate, objective: str) -> str:
     """Return how much better ``c`` is, in words that fit before ``than`` or alone."""
-    if objective == "latency" and c.speedup and other.speedup:
-        ratio = c.speedup.value / max(other.speedup.value, 1e-9)
-    else:
-        ratio = cost(other, objective) / max(cost(c, objective), 1e-9)
+    ratio = _standing(other, objective) / max(_standing(c, objective), 1e-9)
     words = {"latency": "faster", "size": "smaller", "memory": "lighter", "energy": "thriftier"}
     word = words[objective]
     return f"{ratio:.2f} x {word}"

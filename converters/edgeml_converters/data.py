@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -28,6 +28,8 @@ from edgeml.tensors import Array, TensorSpec
 
 #: Of a test set without calibration data, at most this many samples are set aside.
 _ASIDE = 200
+#: So many values are looked at in one piece: a copy of all samples in float64 would be large.
+_PART_VALUES = 1 << 21
 #: Samples of chance, without data.
 _RANDOM_CALIBRATION, _RANDOM_TEST = 32, 64
 
@@ -235,7 +237,7 @@ def _convert(key: str, arrays: dict[str, Array], spec: TensorSpec, where: str) -
     kind, target = array.dtype.kind, np.dtype(spec.dtype)
     if kind not in "iufb" or (kind == "f" and target.kind != "f"):
         raise DataError(f"'{where}': '{key}' has type {array.dtype}, expected {spec.dtype}")
-    if kind == "f" and not np.isfinite(array).all():
+    if kind == "f" and not all(np.isfinite(array[rows]).all() for rows in _parts(array)):
         bad = int(array.size - np.isfinite(array).sum())
         raise DataError(
             f"'{where}': '{key}' holds {bad} values that are NaN or infinite",
@@ -256,7 +258,7 @@ def _convert(key: str, arrays: dict[str, Array], spec: TensorSpec, where: str) -
 
 def _finite(key: str, array: Array, where: str) -> Array:
     """Return an array; raise when its type cannot hold the values that were given."""
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not all(np.isfinite(array[p]).all() for p in _parts(array)):
         raise DataError(
             f"'{where}': '{key}' holds values that are too large for {array.dtype}",
             "scale the samples as the model was trained with",
@@ -275,9 +277,19 @@ def _real(key: str, arrays: dict[str, Array], spec: TensorSpec, where: str) -> A
             f"'{where}': 'scale/{spec.name}' and its zero point must be one number each, "
             f"the scale above 0; got {scale.tolist()} and {zero.tolist()}"
         )
-    values = (arrays[key].astype(np.float64) - zero.item()) * scale.item()
+    stored = arrays[key]
+    values = np.empty(stored.shape, spec.dtype)
     with np.errstate(over="ignore"):
-        return _finite(key, values.astype(spec.dtype), where)
+        for rows in _parts(stored):
+            values[rows] = (stored[rows].astype(np.float64) - zero.item()) * scale.item()
+    return _finite(key, values, where)
+
+
+def _parts(array: Array) -> Iterator[slice]:
+    """Yield the rows in parts: what is reckoned with them is small then, however many there are."""
+    step = max(1, _PART_VALUES // max(1, array[:1].size))
+    for start in range(0, len(array), step):
+        yield slice(start, start + step)
 
 
 def _set_aside(
