@@ -27,6 +27,8 @@ _DEPTHWISE = 4.0
 _PROBE = 0.25
 #: At most this many multiplications are spent on that.
 _PROBE_MACS = 4e10
+#: Models of at most this many bytes in all are run side by side for it.
+_PROBE_BYTES = 64 << 20
 
 
 class Cost:
@@ -150,57 +152,59 @@ def sensitivities(
     names = scored_tensors(trace)
     if not names:
         return [1.0] * len(curves)
-    found: list[float] = []
-    for curve in curves:
-        wanted = max(1, round(_PROBE * len(curve.cluster.classes)))
-        gone: list[int] = []
-        local = 0.0
-        for step, error in zip(curve.steps, curve.errors, strict=True):
-            gone.extend(step)
-            local = error
-            if len(gone) >= wanted:
-                break
-        if not gone or local < 1e-9:
-            found.append(1.0)
-            continue
-        fate = frozenset(gone)
-        pruned = removed(trace, folded(trace, moments, fate), fate)
-        error = output_error(trace, pruned, names, data, count, threads)
-        found.append(max(error, 1e-9) / local)
-    return found
+    weights = [1.0] * len(curves)
+    size = sum(array.nbytes for array in trace.view.weights.values())
+    together = int(np.clip(_PROBE_BYTES // max(size, 1), 1, 8))
+    probes = [(n, *_probe(curve)) for n, curve in enumerate(curves)]
+    probes = [probe for probe in probes if probe[2] >= 1e-9]
+    for start in range(0, len(probes), together):
+        group = probes[start : start + together]
+        pruned = [removed(trace, folded(trace, moments, gone), gone) for _, gone, _ in group]
+        errors = output_errors(trace, pruned, names, data, count, threads)
+        for (number, _, local), error in zip(group, errors, strict=True):
+            weights[number] = max(error, 1e-9) / local
+    return weights
 
 
-def output_error(
-    trace: Trace, pruned: onnx.ModelProto, names: Sequence[str], data: Mapping[str, Array],
-    samples: int, threads: int,
-) -> float:  # fmt: skip
+def _probe(curve: Curve) -> tuple[frozenset[int], float]:
+    """Return what goes of a cluster to see how much it matters, and the error at its readers."""
+    wanted = max(1, round(_PROBE * len(curve.cluster.classes)))
+    gone: list[int] = []
+    local = 0.0
+    for step, error in zip(curve.steps, curve.errors, strict=True):
+        gone.extend(step)
+        local = error
+        if len(gone) >= wanted:
+            break
+    return frozenset(gone), local
+
+
+def output_errors(
+    trace: Trace, pruned: Sequence[onnx.ModelProto], names: Sequence[str],
+    data: Mapping[str, Array], samples: int, threads: int,
+) -> list[float]:  # fmt: skip
     """Return the mean square error at the outputs, relative to their spread; the worst output.
 
     Args:
         trace: Of the original.
-        pruned: The pruned model.
-        names: What to compare; both models have it.
+        pruned: Pruned models; one figure comes back for each.
+        names: What to compare; all models have it.
         data: Calibration data.
         samples: How many are run.
         threads: Threads of the runs.
     """
-    errors = dict.fromkeys(names, 0.0)
-    firsts = {name: 0.0 for name in names}
-    squares = {name: 0.0 for name in names}
-    counts = dict.fromkeys(names, 0)
-    models = [(trace.view.model, names), (pruned, names)]
-    for want, got in lockstep(models, data, samples, threads):
-        for name in names:
-            a, b = want[name].astype(np.float64), got[name].astype(np.float64)
-            errors[name] += float(((a - b) ** 2).sum())
-            firsts[name] += float(a.sum())
-            squares[name] += float((a * a).sum())
-            counts[name] += a.size
-    worst = 0.0
-    for name in names:
-        spread = squares[name] - firsts[name] ** 2 / max(counts[name], 1)
-        worst = max(worst, errors[name] / max(spread, 1e-12))
-    return worst
+    errors = np.zeros((len(pruned), len(names)))
+    sums = np.zeros((3, len(names)))  # of values, of their squares, and how many
+    models = [(trace.view.model, names), *((one, names) for one in pruned)]
+    for want, *found in lockstep(models, data, samples, threads):
+        for at, name in enumerate(names):
+            a = want[name].astype(np.float64)
+            sums[:, at] += a.sum(), (a * a).sum(), a.size
+            for number, got in enumerate(found):
+                errors[number, at] += float(((a - got[name]) ** 2).sum())
+    spread = sums[1] - sums[0] ** 2 / np.maximum(sums[2], 1.0)
+    relative = errors / np.maximum(spread, 1e-12)
+    return [float(row.max(initial=0.0)) for row in relative]
 
 
 def scored_tensors(trace: Trace) -> list[str]:

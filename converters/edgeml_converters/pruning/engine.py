@@ -108,7 +108,7 @@ def prune(
     count = min(samples, 64)
 
     def error() -> float:
-        return amounts.output_error(trace, pruned, names, judge, count, threads)
+        return amounts.output_errors(trace, [pruned], names, judge, count, threads)[0]
 
     before = after = error()
     fitted = 0

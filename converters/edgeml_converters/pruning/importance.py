@@ -4,10 +4,10 @@ For a layer ``y = W x`` with second moments ``G = E[x x^T]`` of its inputs, goin
 ``S``, with the best change of the other weights, costs ``W_S (H_SS)^-1 W_S^T`` with ``H = G^-1``
 (Hassibi and Stork 1993, Optimal Brain Surgeon; for blocks and layer by layer: Frantar and Alistarh
 2022, Optimal Brain Compression). So a channel that others repeat costs nothing, however large its
-weights are. The moments are those of the calibration data. For a convolution they are taken
-between channels at one position, and each kernel position counts as a layer of its own: small
-enough for any model, and exact for kernels of size 1. A constant 1 is an input too where the layer
-has a bias: what a channel holds on average goes there.
+weights are. The moments are those of the calibration data. For a convolution, and for a dense layer
+after a Flatten, they are taken between channels at one position, and each kernel position counts
+as a layer of its own: small enough for any model, and exact for kernels of size 1. A constant 1 is
+an input too where the layer has a bias: what a channel holds on average goes there.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def rows_of(layer: Layer, x: Array) -> Array:
     """Return what a layer reads as [rows, inputs]."""
     if layer.op in ("Conv", "ConvTranspose"):
         return np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
-    return x.reshape(-1, x.shape[-1])
+    channels = x.shape[-1] // layer.block
+    return np.moveaxis(x.reshape(-1, channels, layer.block), 1, -1).reshape(-1, channels)
 
 
 def gather(

@@ -18,8 +18,15 @@ def to_matrices(layer: Layer, node: onnx.NodeProto, weight: Array) -> Array:
     if layer.op == "ConvTranspose":
         cols = weight.reshape(*weight.shape[:2], -1)
         return cols.transpose(1, 2, 0).reshape(1, -1, weight.shape[0])
+    cols = dense(layer, node, weight)
+    cols = cols.reshape(len(cols), -1, layer.block).transpose(0, 2, 1)
+    return cols.reshape(1, -1, cols.shape[2])
+
+
+def dense(layer: Layer, node: onnx.NodeProto, weight: Array) -> Array:
+    """Return the weight of a Gemm or MatMul as [outputs, inputs], or that as its weight."""
     flipped = layer.op == "Gemm" and integer(node, "transB", 0)
-    return (weight if flipped else weight.T)[None]
+    return weight if flipped else weight.T
 
 
 def from_matrices(layer: Layer, node: onnx.NodeProto, matrices: Array, like: Array) -> Array:
@@ -33,6 +40,6 @@ def from_matrices(layer: Layer, node: onnx.NodeProto, matrices: Array, like: Arr
         weight = matrices.reshape(like.shape[1], taps, like.shape[0])
         weight = weight.transpose(2, 0, 1).reshape(like.shape)
     else:
-        flipped = layer.op == "Gemm" and integer(node, "transB", 0)
-        weight = matrices[0] if flipped else matrices[0].T
+        weight = matrices.reshape(-1, layer.block, matrices.shape[2]).transpose(0, 2, 1)
+        weight = dense(layer, node, weight.reshape(len(weight), -1))
     return np.ascontiguousarray(weight, like.dtype)

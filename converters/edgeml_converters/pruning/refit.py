@@ -21,7 +21,7 @@ import onnx
 from onnx import numpy_helper
 
 from edgeml.tensors import Array
-from edgeml_converters.pruning.matrices import from_matrices, to_matrices
+from edgeml_converters.pruning.matrices import dense
 from edgeml_converters.pruning.patches import Window, window_of
 from edgeml_converters.pruning.remove import Fate
 from edgeml_converters.pruning.tap import lockstep
@@ -33,6 +33,8 @@ Matrix = npt.NDArray[np.float64]
 _PULLS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 #: Bytes of the sums of one wave.
 _WAVE_BYTES = 256 << 20
+#: At most this many waves, unless their sums are too large.
+_MOST_WAVES = 12
 #: Rows per input of a layer, and at least.
 _ROWS_PER_INPUT, _LEAST_ROWS = 6, 4096
 #: A layer with more inputs than this keeps its folded weights: its sums would be too large.
@@ -108,7 +110,7 @@ def refit(
     tasks = _tasks(trace, model, Fate(trace, gone))
     macs = sum(layer.macs for layer in trace.layers)
     rows = min([samples, *(len(a) for a in data.values())])
-    passes = int(np.clip(work / (2.0 * macs * rows + 1.0), 1, max(len(tasks), 1)))
+    passes = int(np.clip(work / (2.0 * macs * rows + 1.0), 1, _MOST_WAVES))
     changed = 0
     for number, wave in enumerate(_waves(tasks, passes)):
         dice = np.random.default_rng((seed, number))
@@ -133,8 +135,7 @@ def _tasks(trace: Trace, model: onnx.ModelProto, fate: Fate) -> list[Task]:
         if layer.op == "Conv":
             inputs = int(np.prod(shape[1:]))
         else:
-            matrix = to_matrices(layer, node, np.broadcast_to(np.float32(0), shape))
-            inputs = matrix.shape[2]
+            inputs = dense(layer, node, np.broadcast_to(np.float32(0), shape)).shape[1]
         if inputs <= _MOST_INPUTS:
             kept = np.flatnonzero(fate.kept(layer.ids_out))
             tasks.append(Task(layer, window, inputs, kept))
@@ -194,7 +195,7 @@ def _matrix(trace: Trace, task: Task, weights: Mapping[str, Array]) -> Matrix:
     if layer.op == "Conv":
         flat = weight.reshape(len(weight), -1)
     else:
-        flat = to_matrices(layer, trace.view.model.graph.node[layer.node], weight)[0]
+        flat = dense(layer, trace.view.model.graph.node[layer.node], weight)
     bias = weights[layer.bias].reshape(-1, 1) if layer.bias else np.zeros((len(flat), 1))
     return np.concatenate([flat, bias], axis=1)
 
@@ -240,8 +241,7 @@ def _apply(
     if layer.op == "Conv":
         fresh = weight + change[:, :-1].reshape(weight.shape)
     else:
-        matrices = to_matrices(layer, node, weight.astype(np.float64)) + change[None, :, :-1]
-        fresh = from_matrices(layer, node, matrices, weight)
+        fresh = weight + dense(layer, node, change[:, :-1])
     _write(tensors[layer.weight], fresh)
     if biased:
         bias = numpy_helper.to_array(tensors[layer.bias])

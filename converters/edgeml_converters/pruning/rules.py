@@ -82,5 +82,5 @@ def _with_bias(view: View, layer: Layer) -> Layer:
         return layer
     return Layer(
         layer.node, layer.name, layer.op, layer.weight, name, layer.x, node.output[0],
-        layer.ids_in, layer.ids_out, layer.group, layer.macs,
+        layer.ids_in, layer.ids_out, layer.group, layer.macs, layer.block,
     )  # fmt: skip

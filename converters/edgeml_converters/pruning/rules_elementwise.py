@@ -18,7 +18,7 @@ def unary(trace: Trace, index: int, node: onnx.NodeProto) -> None:
     if len([name for name in node.output if name]) > 1:
         trace.stop(node)
     elif label is not None:
-        trace.carry(node.output[0], label.axis, label.ids)
+        trace.carry(node.output[0], label.axis, label.ids, label.block)
 
 
 def pool(trace: Trace, index: int, node: onnx.NodeProto) -> None:

@@ -47,13 +47,13 @@ def _incoming(trace: Trace, node: onnx.NodeProto, axis: int, size: int) -> Ids |
 
 def _add(
     trace: Trace, index: int, op: str, bias: str, ids_in: Ids | None, ids_out: Ids, macs: float,
-    group: int = 1,
+    group: int = 1, block: int = 1,
 ) -> None:  # fmt: skip
     node = trace.view.model.graph.node[index]
     trace.layers.append(
         Layer(
             index, node_name(node), op, node.input[1], bias, node.input[0], node.output[0],
-            ids_in, ids_out, group, macs,
+            ids_in, ids_out, group, macs, block,
         )
     )  # fmt: skip
 
@@ -136,7 +136,9 @@ def gemm(trace: Trace, index: int, node: onnx.NodeProto) -> None:
     trace.site(node.input[1], 1 - flipped, out)
     if bias:
         trace.site(bias, trace.view.weights[bias].ndim - 1, out)
-    _add(trace, index, "Gemm", bias, ids, out, float(weight.size))
+    block = trace.labels[node.input[0]].block if ids is not None else 1
+    channels = None if ids is None else ids[::block]
+    _add(trace, index, "Gemm", bias, channels, out, float(weight.size), block=block)
     trace.carry(node.output[0], 1, out)
 
 
@@ -157,7 +159,9 @@ def matmul(trace: Trace, index: int, node: onnx.NodeProto) -> None:
         trace.site(node.input[1], 0, ids)
     trace.site(node.input[1], 1, out)
     places = _places(trace, node.input[0], 1, last)
-    _add(trace, index, "MatMul", "", ids, out, float(weight.size) * places)
+    block = trace.labels[node.input[0]].block if ids is not None else 1
+    channels = None if ids is None else ids[::block]
+    _add(trace, index, "MatMul", "", channels, out, float(weight.size) * places, block=block)
     trace.carry(node.output[0], last, out)
 
 

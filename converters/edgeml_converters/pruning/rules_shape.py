@@ -25,7 +25,7 @@ def flatten(trace: Trace, index: int, node: onnx.NodeProto) -> None:
         trace.stop(node)
         return
     block = prod(d or 1 for d in dims[2:])
-    trace.carry(node.output[0], 1, np.repeat(label.ids, block))
+    trace.carry(node.output[0], 1, np.repeat(label.ids, block), block)
 
 
 def reshape(trace: Trace, index: int, node: onnx.NodeProto) -> None:
@@ -53,7 +53,9 @@ def reshape(trace: Trace, index: int, node: onnx.NodeProto) -> None:
         trace.heads.update(ids.tolist())
     if place:
         trace.counts.append(Count(ids, place[0], place[1]))
-    trace.carry(node.output[0], axis, ids)
+    # The numbers of one head are no places in space: each means something else.
+    heads = trace.heads & set(label.ids.tolist())
+    trace.carry(node.output[0], axis, ids, 1 if heads else spread)
 
 
 def _regrouped(

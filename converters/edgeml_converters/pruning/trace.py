@@ -63,10 +63,17 @@ class Atoms:
 
 @dataclass(frozen=True, eq=False)
 class Label:
-    """The axis of a tensor that holds channels, and the atom at each position."""
+    """The axis of a tensor that holds channels, and the atom at each position.
+
+    Attributes:
+        axis: The axis.
+        ids: The atoms.
+        block: So many positions in a row were one channel's places in space, before a Flatten.
+    """
 
     axis: int
     ids: Ids
+    block: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +117,11 @@ class Layer:
         bias: Stored tensor; empty without.
         x: What it reads.
         y: What it writes, a bias added.
-        ids_in: Atoms of its inputs; None when they are not followed.
+        ids_in: Atoms of its input channels; None when they are not followed.
         ids_out: Atoms of its outputs.
         group: Of a grouped convolution.
-        macs: Multiplications of one run at batch 1, per input and output that it has now.
+        macs: Multiplications of one run at batch 1, with the inputs and outputs that it has now.
+        block: A dense layer reads so many numbers of each input channel, one per place in space.
     """
 
     node: int
@@ -127,6 +135,7 @@ class Layer:
     ids_out: Ids
     group: int
     macs: float
+    block: int = 1
 
 
 @dataclass
@@ -159,9 +168,9 @@ class Trace:
         for name in node.input:
             self.pin(name)
 
-    def carry(self, name: str, axis: int, ids: Ids) -> None:
+    def carry(self, name: str, axis: int, ids: Ids, block: int = 1) -> None:
         """Give a tensor its label."""
-        self.labels[name] = Label(axis, ids)
+        self.labels[name] = Label(axis, ids, block)
 
     def site(self, tensor: str, axis: int, ids: Ids) -> None:
         """Note that a stored tensor follows atoms."""
