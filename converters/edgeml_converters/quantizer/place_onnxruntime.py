@@ -21,7 +21,8 @@ from edgeml_converters.quantizer.weighted import groups_of, is_depthwise
 _FOLLOWS = Rule("follows")
 _MOVES = Rule("moves")
 RULES: dict[str, Rule] = {
-    "Conv": Rule("weighted"),
+    # A patch embedding, or a depthwise convolution between grouped ones, is no gain by itself.
+    "Conv": Rule("weighted", alone=64),
     "MatMul": Rule("weighted", writes="asked"),
     "Gemm": Rule("weighted", writes="asked"),
     "Add": Rule("follows", ()),

@@ -16,7 +16,7 @@ from edgeml_converters.quantizer.graph import Index, Use, attribute
 from edgeml_converters.quantizer.parameters import Groups
 from edgeml_converters.quantizer.weighted import Weighted
 
-Kind = Literal["weighted", "product", "follows", "moves", "joins"]
+Kind = Literal["weighted", "follows", "moves", "joins"]
 
 #: Operators that a following clamp is computed with: its output alone is stored.
 CLAMPED = frozenset({"Conv", "Gemm", "MatMul", "Add"})
@@ -65,17 +65,21 @@ class Rule(msgspec.Struct, frozen=True):
     """How an operator takes 8 bits.
 
     Attributes:
-        kind: ``weighted`` (an activation meets stored weights), ``product`` (two activations),
-            ``follows`` (in 8 bits only between others that are), ``moves`` (output and first
-            input share one scale), ``joins`` (as moves, with all inputs).
+        kind: ``weighted`` (an activation meets stored weights), ``follows`` (in 8 bits only
+            between others that are), ``moves`` (output and first input share one scale),
+            ``joins`` (as moves, with all inputs).
         inputs: Positions of the activations; empty for all.
         writes: Whether its output must be stored in 8 bits too: ``always``, or ``asked``
-            (when all that read it want that), or ``never``.
+            (when all that read it want that).
+        alone: For a node that writes 8 bits always: how many weights must meet in each of its
+            outputs to pay for the conversions, when neither its input is stored nor anybody
+            goes on in 8 bits.
     """
 
     kind: Kind
     inputs: tuple[int, ...] = (0,)
-    writes: Literal["always", "asked", "never"] = "always"
+    writes: Literal["always", "asked"] = "always"
+    alone: int = 0
 
 
 def activations(node: onnx.NodeProto, rule: Rule, index: Index) -> list[Use]:

@@ -1,12 +1,14 @@
 """Regions: which nodes run in 8 bits, given rules for operators.
 
 All that may run in 8 bits start so; those that lose are dropped until nothing changes. A node with
-weights stays. Another one stays only when all that it reads is stored in 8 bits by others, and
-somebody goes on in 8 bits behind it: else each of its ends would need a conversion of its own.
+weights stays, unless it is small and alone. Another one stays only when all that it reads is
+stored in 8 bits by others, and somebody goes on in 8 bits behind it: else each of its ends would
+need a conversion of its own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import onnx
@@ -96,13 +98,14 @@ class Regions:
         """Tell whether a chosen node may stay so."""
         node = self.index.nodes[name]
         rule = self.rules[node.op_type]
-        if rule.kind == "weighted":
-            return True
         read = [node.input[use.position] for use in activations(node, rule, self.index)]
-        if not stored.issuperset(read):
-            return False
         uses = [use for out in self.written(node) for use in self.index.users.get(out, [])]
-        return any(use.node in self.chosen for use in uses)
+        wanted = any(use.node in self.chosen for use in uses)
+        if rule.kind != "weighted":
+            return wanted and stored.issuperset(read)
+        if rule.writes == "asked" or wanted or not stored.isdisjoint(read):
+            return True
+        return math.prod(self.index.constant_shape(node.input[1])[1:]) >= rule.alone
 
     def _wanted(self, name: str) -> bool:
         """Tell whether all that read a tensor read it from 8 bits."""
