@@ -1,10 +1,11 @@
 """QuantizeWeights: weights stored in 8 bits, everything computed in float. Needs no data.
 
 Two forms. ``qdq``: int8 weights behind DequantizeLinear, one scale per output channel, which any
-runtime reads. OpenVINO keeps them packed in its matrix products. onnxruntime would unpack them in
-every run, unless its option ``session.disable_quant_qdq`` is 1: then it does so once, when it loads
-the model, and only the file is smaller. ``nbits``: onnxruntime's MatMulNBits, which keeps them
-packed in memory too, in blocks along the input channels.
+runtime reads. OpenVINO keeps them packed in its matrix products. onnxruntime would unpack those of
+convolutions in every run and turn products into MatMulNBits, which is slower than float, unless its
+option ``session.disable_quant_qdq`` is 1: then it unpacks all once, when it loads the model, and
+only the file is smaller. ``nbits``: MatMulNBits at once, which stay packed in memory too, in blocks
+along the input channels.
 """
 
 from __future__ import annotations
