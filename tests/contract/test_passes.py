@@ -99,7 +99,7 @@ def test_an_old_model_is_brought_up_to_date():
     result = load("passes", "upgrade_opset")().run(model, PassContext())
     assert opset_of(result.model) == 17
     assert [i.name for i in result.model.graph.input] == ["x"]
-    assert len(result.notes) == 3
+    assert result.notes[0] == "4 stored tensors are no longer inputs"
     static = load("passes", "quantize_static")
     with pytest.raises(ModelError, match="operator set 9, expected 13"):
         static().run(model, PassContext(feed_of(mlp())))
