@@ -36,6 +36,7 @@ class Module:
 
 nn = types.SimpleNamespace(Module=Module)
 no_grad = contextlib.nullcontext
+backends = types.SimpleNamespace()
 def cat(tensors): return Tensor(np.concatenate([t.array for t in tensors]))
 asked = []
 class _Onnx:
@@ -188,7 +189,8 @@ if HAS_TORCH:  # it is an option, which only some machines have
                     nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5),
                     nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
                 )
-                return {"module": net, "inputs": torch.randn(1, 3, 16, 16), "input_names": ["image"]}
+                example = torch.randn(1, 3, 16, 16)
+                return {"module": net, "inputs": example, "input_names": ["image"]}
             """)
         )
         source = Source.open(f"{tmp_path / 'real_nets.py'}:make")

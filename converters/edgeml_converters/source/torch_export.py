@@ -16,11 +16,16 @@ and on twice its batch, and must give the same.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import os
 import re
+import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,7 +91,8 @@ def export(reference: str) -> tuple[Path, bytes, tuple[str, ...]]:
     was_training = bool(what.module.training)
     what.module.eval()
     try:
-        data, said = _exported(what, reference)
+        with _plain_attention():
+            data, said = _exported(what, reference)
     finally:
         what.module.train(was_training)
     said = (
@@ -155,7 +161,7 @@ def _exported(what: Exportable, reference: str) -> tuple[bytes, tuple[str, ...]]
     reasons: list[str] = []
     for dynamo, batch in tries:
         try:
-            data = _one(what, dynamo, batch)
+            data, traced = _one(what, dynamo, batch)
             _compare(what, data, batch)
         except ModelError as error:
             kind = f"{'new' if dynamo else 'classic'} exporter, batch {'varying' if batch else '1'}"
@@ -164,22 +170,28 @@ def _exported(what: Exportable, reference: str) -> tuple[bytes, tuple[str, ...]]
             continue
         fixed = wants and not batch
         note = f"the batch is fixed to {what.inputs[0].shape[0]}: {reasons[0]}" if fixed else ""
-        return data, (note,) if note else ()
+        return data, tuple(one for one in (note, traced) if one)
+    newer = (
+        "" if find_spec("onnxscript") else "pip install onnxscript for torch's newer exporter; or "
+    )
     raise ModelError(
         f"torch cannot export model '{reference}': {'; '.join(reasons)}",
-        "export it to ONNX yourself with torch.onnx.export, and give the file",
+        f"{newer}export it to ONNX yourself with torch.onnx.export, and give the file",
     )
 
 
-def _one(what: Exportable, dynamo: bool, batch: bool) -> bytes:
+def _one(what: Exportable, dynamo: bool, batch: bool) -> tuple[bytes, str]:
     """Export once.
+
+    Returns:
+        The ONNX bytes, and what the exporter warned of that makes the model another one.
 
     Raises:
         ModelError: torch could not.
     """
     import torch
 
-    outputs = list(what.output_names) or None
+    outputs = list(what.output_names) or _output_names(what)
     options: dict[str, Any] = {
         "input_names": list(what.input_names),
         "output_names": outputs,
@@ -189,24 +201,72 @@ def _one(what: Exportable, dynamo: bool, batch: bool) -> bytes:
     if batch and dynamo:
         options["dynamic_shapes"] = tuple({0: torch.export.Dim("batch")} for _ in what.inputs)
     elif batch:
-        outer = [*what.input_names, *(outputs or _output_names(what))]
-        options["output_names"] = outer[len(what.inputs) :]
-        options["dynamic_axes"] = {name: {0: "batch"} for name in outer}
-    if not dynamo:
-        options["do_constant_folding"] = True
-    else:
-        options["external_data"] = False
-    with tempfile.TemporaryDirectory(prefix="edgeml-") as name, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        options["dynamic_axes"] = {n: {0: "batch"} for n in (*what.input_names, *outputs)}
+    options |= {"external_data": False} if dynamo else {"do_constant_folding": True}
+    told = io.StringIO()
+    with tempfile.TemporaryDirectory(prefix="edgeml-") as name, ExitStack() as stack:
+        caught = stack.enter_context(warnings.catch_warnings(record=True))
+        warnings.simplefilter("always")
+        # It prints whole graphs when it fails.
+        stack.enter_context(contextlib.redirect_stdout(told))
+        stack.enter_context(contextlib.redirect_stderr(told))
+        stack.enter_context(_mute(Path(name) / "printed"))
+        stack.enter_context(torch.no_grad())
         file = Path(name) / "model.onnx"
         try:
-            with torch.no_grad():
-                torch.onnx.export(what.module, what.inputs, str(file), **options)
-            return file.read_bytes()
+            torch.onnx.export(what.module, what.inputs, str(file), **options)
+            data = file.read_bytes()
         except Exception as error:
             # The boundary to a tracer that runs the user's own module: it may raise anything.
+            logger.debug("torch.onnx.export: %s", told.getvalue())
             text = " ".join(str(error).split())[:300]
             raise ModelError(f"{type(error).__name__}: {text}") from error
+    return data, _traced(caught)
+
+
+@contextmanager
+def _mute(file: Path) -> Iterator[None]:
+    """Send what compiled code prints to a file: standard output is for results."""
+    sys.stdout.flush()
+    kept = os.dup(1), os.dup(2)
+    try:
+        with file.open("wb") as sink:
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
+            yield
+    finally:
+        for number, old in enumerate(kept, 1):
+            os.dup2(old, number)
+            os.close(old)
+
+
+def _traced(caught: Sequence[warnings.WarningMessage]) -> str:
+    """Return what is to be said when the tracer turned values of the example into constants."""
+    found = [w for w in caught if w.category.__name__ == "TracerWarning"]
+    if not found:
+        return ""
+    first = " ".join(str(found[0].message).split()).split(". ")[0]
+    return (
+        f"the module may decide by values ({len(found)} warnings of the tracer), and what was "
+        f"exported always does as for the example: {first[:160]}"
+    )
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Let attention layers of torch run as their parts: the fused form cannot be exported."""
+    import torch
+
+    backend = getattr(torch.backends, "mha", None)
+    if backend is None:
+        yield
+        return
+    before = backend.get_fastpath_enabled()
+    backend.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        backend.set_fastpath_enabled(before)
 
 
 def _output_names(what: Exportable) -> list[str]:
