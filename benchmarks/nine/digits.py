@@ -23,8 +23,8 @@ _SEED = 30
 
 def cnn_digits(net: Net, image: Value) -> Value:
     """Add two convolutions and two dense layers on 8 x 8 pixels."""
-    x = relu(net, conv(net, image, 16, 3, norm="biased"))
-    x = net.op("MaxPool", relu(net, conv(net, x, 32, 3, norm="biased")), **_HALF)
+    x = relu(net, conv(net, image, 32, 3, norm="biased"))
+    x = net.op("MaxPool", relu(net, conv(net, x, 64, 3, norm="biased")), **_HALF)
     x = net.op("Flatten", x, axis=1)
     return _dense(net, relu(net, _dense(net, x, 32)), 10)
 
