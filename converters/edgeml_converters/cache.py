@@ -50,6 +50,21 @@ def key_of(*parts: Any) -> str:
     return sha256_bytes(encoded).removeprefix("sha256:")
 
 
+def file_digest(file: Path) -> str:
+    """Return the digest of a file, reckoned once as long as it does not change.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    state = file.stat()
+    return _digest_of(file, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _digest_of(file: Path, _inode: int, _size: int, _changed: int) -> str:
+    return sha256_file(file)
+
+
 @cache
 def code_digest() -> str:
     """Return a digest of this project's own code: other code may build other bytes."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-from edgeml.digest import sha256_file
 from edgeml.errors import ModelError
 from edgeml.manifest import (
     Binding,
@@ -23,7 +22,7 @@ from edgeml.manifest import (
 )
 from edgeml.tensors import Array, TensorSpec
 from edgeml_converters import samples
-from edgeml_converters.cache import Attempt, Cache, key_of
+from edgeml_converters.cache import Attempt, Cache, file_digest, key_of
 from edgeml_converters.jobs import Pool
 from edgeml_converters.layers.coverage import Coverage
 from edgeml_converters.recipes import BASELINE, Recipe
@@ -116,7 +115,7 @@ class Bench:
         """
         files = [_identity(Path(job.folder) / ref.path) for ref in job.variant.files]
         variant = msgspec.structs.replace(job.variant, id="")
-        shared = (self.inputs, self.outputs, sha256_file(Path(job.samples)), job.first)
+        shared = (self.inputs, self.outputs, file_digest(Path(job.samples)), job.first)
         key = key_of("check", self.context, files, variant, shared)
         results = Path(job.results)
         place = results.with_name(f"{results.stem}-kept")
@@ -268,7 +267,7 @@ def _covered(found: Coverage | None) -> Int8Coverage | None:
 
 
 def _identity(file: Path) -> tuple[str, str]:
-    return (file.name, sha256_file(file))
+    return (file.name, file_digest(file))
 
 
 def _fixed_batch(inputs: Iterable[Binding]) -> int:

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from edgeml import __version__
-from edgeml.digest import sha256_file
 from edgeml.errors import UsageError
 from edgeml.hardware import DeviceFacts, HardwareProfile
 from edgeml.manifest import Lineage
 from edgeml.metrics import Metric, get_metric
 from edgeml.tensors import Array
 from edgeml_converters import samples
-from edgeml_converters.cache import Attempt, Cache
+from edgeml_converters.cache import Attempt, Cache, file_digest
 from edgeml_converters.candidates import Bench
 from edgeml_converters.data import EvaluationData
 from edgeml_converters.jobs import Pool
@@ -55,7 +54,7 @@ class Shared:
     def digests(self) -> tuple[str, ...]:
         """Of all files."""
         files = (*source_files(self.model), self.samples, self.calibration)
-        return tuple(sha256_file(file) for file in files)
+        return tuple(file_digest(file) for file in files)
 
 
 def notes_of(given: EvaluationData, source: Source) -> tuple[str, ...]:

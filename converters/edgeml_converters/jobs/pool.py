@@ -89,7 +89,8 @@ class Pool:
         try:
             with self.converse(job, kind) as child:
                 return child.answer(result)
-        except ServerGoneError:
+        except ServerGoneError as error:
+            logger.warning("%s: %s; trying once more in a new process", kind, error)
             with self.converse(job, kind, fresh=True) as child:
                 return child.answer(result)
 
@@ -111,7 +112,9 @@ class Pool:
             with theirs:
                 self._server(kind, fresh).hand_over(theirs)
             channel = Channel(ours)
-            return Conversation(channel, job, folder, self.limits, self.stop)
+            return Conversation(
+                channel, job, folder, self._folder / f"{kind}.log", self.limits, self.stop
+            )
         except BaseException:  # whatever ended it, nothing of it stays
             ours.close()
             shutil.rmtree(folder, ignore_errors=True)
@@ -201,11 +204,18 @@ class Conversation:
     """One running job; use it with ``with``."""
 
     def __init__(
-        self, channel: Channel, job: msgspec.Struct, folder: Path, limits: Limits, stop: Event
+        self,
+        channel: Channel,
+        job: msgspec.Struct,
+        folder: Path,
+        server_log: Path,
+        limits: Limits,
+        stop: Event,
     ) -> None:
         """Send the job; see ``Pool.converse``."""
         self._channel = channel
         self._folder = folder
+        self._server_log = server_log
         self._limits = limits
         self._stop = stop
         self._job = type(job).__name__
@@ -273,24 +283,19 @@ class Conversation:
         """Return the error for a child that ended without an answer."""
         if code == NO_SPACE:
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
-        lines = [line.strip() for line in self._log().splitlines() if line.strip()]
+        log = _tail(self._folder / "log") or _tail(self._server_log)
+        lines = [line.strip() for line in log.splitlines() if line.strip()]
         last = lines[-1][:_TAIL] if lines else "it said nothing"
         if code is None:
             return ServerGoneError(f"the process that runs it ended: {last}")
         how = f"exit {code}" if code >= 0 else f"killed by {_signal_name(-code)}"
         return JobError(f"the process crashed ({how}): {last}")
 
-    def _log(self) -> str:
-        try:
-            return (self._folder / "log").read_bytes()[-20_000:].decode(errors="replace")
-        except OSError:
-            return ""
-
     def close(self) -> None:
         """End the child, if it still runs, and remove its files."""
         if self._pid and not self._over:
             self._end()
-        for line in self._log().splitlines():
+        for line in _tail(self._folder / "log").splitlines():
             logger.debug("%s: %s", self._job, line)
         self._channel.close()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -322,6 +327,14 @@ class Conversation:
     ) -> None:
         """Close it."""
         self.close()
+
+
+def _tail(log: Path) -> str:
+    """Return the end of a log; empty when there is none."""
+    try:
+        return log.read_bytes()[-20_000:].decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def resident_bytes(pid: int) -> int:

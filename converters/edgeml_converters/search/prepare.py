@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import msgspec
 
-from edgeml.digest import sha256_bytes, sha256_file
+from edgeml.digest import sha256_bytes
 from edgeml.hardware import HardwareProfile
 from edgeml.plugins import BUILTINS
-from edgeml_converters.cache import key_of
+from edgeml_converters.cache import file_digest, key_of
 from edgeml_converters.candidates import Bench, Trial
 from edgeml_converters.jobs import JobError
 from edgeml_converters.layers.coverage import Coverage
@@ -161,7 +161,7 @@ class Preparer:
         bench, options = self._bench, trial.recipe.options[trial.runtime]
         job = LookJob(str(file), trial.runtime, bench.threads, options)
         key = key_of(
-            "look", bench.context, sha256_file(file), msgspec.structs.replace(job, file="")
+            "look", bench.context, file_digest(file), msgspec.structs.replace(job, file="")
         )
         if (known := bench.cache.take(key, bench.work)) is not None:
             return msgspec.msgpack.decode(known, type=Coverage)
@@ -204,7 +204,7 @@ def build_key(recipe: Recipe, bench: Bench) -> str:
     )
     if not own:
         return ""
-    data = [sha256_file(path) for path in (*source_files(bench.model), bench.calibration)]
+    data = [file_digest(path) for path in (*source_files(bench.model), bench.calibration)]
     contract = sha256_bytes(msgspec.json.encode((bench.inputs, bench.outputs)))
     how = (recipe.passes, recipe.target, bench.seed, bench.threads)
     return key_of("build", bench.context, data, contract, how)
