@@ -16,6 +16,7 @@ from edgeml_converters.passes.quantize_dynamic import QuantizeDynamic
 from edgeml_converters.passes.quantize_static import QuantizeStatic
 from edgeml_converters.quantizer import calibrate
 from edgeml_converters.quantizer.prepare import prepared
+from edgeml_converters.source import files, stored
 from edgeml_converters.source.checks import count_ops
 from tests.support.models import cnn, mlp
 
@@ -385,3 +386,18 @@ def test_7_bit_weights():
     for tensor in product.graph.initializer:
         if tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1:
             assert np.abs(numpy_helper.to_array(tensor).astype(int)).max() == 64
+
+
+def test_weights_in_a_file_of_their_own(monkeypatch, tmp_path):
+    model = residual()
+    context = PassContext(data_for(model))
+    monkeypatch.setattr(stored, "INLINE", 1000)
+    monkeypatch.setattr(stored, "SMALL", 100)
+    monkeypatch.setattr(files, "SMALL", 100)
+    assert len(files.save_model(model, tmp_path / "m.onnx")) == 2
+    outside = files.read_model(tmp_path / "m.onnx")
+    assert any(stored.is_external(t) for t in outside.graph.initializer)
+    for one in (QuantizeStatic(), QuantizeStatic(placement="openvino"), QuantizeDynamic()):
+        product = files.inlined(one.run(outside, context).model)
+        want = files.inlined(one.run(model, context).model)
+        assert model_bytes(product) == model_bytes(want)

@@ -33,6 +33,8 @@ from edgeml_converters.quantizer.parameters import STORED
 from edgeml_converters.quantizer.placement import Placement
 from edgeml_converters.quantizer.prepare import prepared
 from edgeml_converters.quantizer.ranges import METHODS
+from edgeml_converters.source.files import outline
+from edgeml_converters.source.stored import is_large
 
 PLACEMENTS: dict[str, Callable[[Index, Iterable[str]], Placement]] = {
     "onnxruntime": place_onnxruntime.place,
@@ -147,6 +149,6 @@ def _check(model: onnx.ModelProto, quantised: onnx.ModelProto) -> None:
     if signature(quantised) != signature(model):
         raise ModelError("quantising changed the inputs or outputs of the model", "report this")
     try:
-        onnx.checker.check_model(quantised)
+        onnx.checker.check_model(outline(quantised)[0] if is_large(quantised) else quantised)
     except onnx.checker.ValidationError as error:
         raise ModelError(f"the quantised model is invalid: {error}", "report this") from error

@@ -23,6 +23,7 @@ from edgeml_converters.quantizer.histogram import Histogram
 from edgeml_converters.quantizer.parameters import Range
 from edgeml_converters.quantizer.prepare import infer, light
 from edgeml_converters.quantizer.ranges import METHODS
+from edgeml_converters.source.files import save_model
 
 #: Bytes of inner tensors that one run may give back.
 BUDGET = 24 << 20
@@ -76,8 +77,10 @@ def observe(
     rows = max((len(a) for a in per_run[0].values() if a.ndim), default=1)
     with tempfile.TemporaryDirectory(prefix="edgeml-") as folder:
         file = Path(folder) / "watching.onnx"
+        save_model(model, file)
+        size = file.stat().st_size
         for group in _groups(inner, sizes, rows):
-            _write(model, group, file)
+            _watch(file, size, group)
             for outputs in _outputs(file, group, per_run, threads):
                 for name in group:
                     _fold(found[name], name, outputs.pop(name))
@@ -171,15 +174,21 @@ def _groups(names: list[str], sizes: Mapping[str, int], rows: int) -> Iterator[l
         yield group
 
 
-def _write(model: onnx.ModelProto, names: list[str], file: Path) -> None:
-    """Write a model with further outputs, without copying its weights in memory.
+def _watch(file: Path, size: int, names: list[str]) -> None:
+    """Give the model in a file further outputs, without reading it.
 
-    Parts of one protobuf message may follow each other in a file: they are merged when it is read.
+    Parts of one protobuf message may follow each other: they are merged when it is read.
+
+    Args:
+        file: The model's file.
+        size: Of the file without further outputs.
+        names: Of float32 tensors.
     """
     infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
     further = onnx.ModelProto(graph=onnx.GraphProto(output=infos))
-    with file.open("wb") as stream:
-        stream.write(model.SerializeToString())
+    with file.open("r+b") as stream:
+        stream.truncate(size)
+        stream.seek(size)
         stream.write(further.SerializeToString())
 
 

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from edgeml.tensors import Array
 from edgeml_converters.source.external import all_graphs
+from edgeml_converters.source.stored import values
 
 
 class Use(NamedTuple):
@@ -57,7 +58,7 @@ class Index:
 
     def constant(self, name: str) -> Array:
         """Return a stored tensor."""
-        return numpy_helper.to_array(self._stored[name])
+        return values(self._stored[name])
 
     def constant_shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a stored tensor without reading it."""
