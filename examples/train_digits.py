@@ -35,14 +35,15 @@ TRAIN, CALIBRATION = 1100, 128  # of 1,797; the rest is the test part
 CHANNELS = {"c1": (16, 1), "c2": (32, 16), "c3": (64, 32)}
 
 
-def initial_weights(rng: np.random.Generator) -> Weights:
-    """Return He-initialised weights: conv [out, in, 3, 3], bias [out], dense [64, 10]."""
+def initial_weights(rng: np.random.Generator, channels: dict[str, tuple[int, int]]) -> Weights:
+    """Return He-initialised weights: conv [out, in, 3, 3], bias [out], dense [out, 10]."""
     weights: Weights = {}
-    for name, (out, inp) in CHANNELS.items():
+    for name, (out, inp) in channels.items():
         std = np.sqrt(2 / (inp * 9))
         weights[f"{name}.w"] = rng.normal(0, std, (out, inp, 3, 3)).astype(np.float32)
         weights[f"{name}.b"] = np.zeros(out, np.float32)
-    weights["fc.w"] = rng.normal(0, np.sqrt(1 / 64), (64, 10)).astype(np.float32)
+    last = channels["c3"][0]
+    weights["fc.w"] = rng.normal(0, np.sqrt(1 / last), (last, 10)).astype(np.float32)
     weights["fc.b"] = np.zeros(10, np.float32)
     return weights
 
@@ -69,7 +70,8 @@ def scatter(grad: Floats, channels: int) -> Floats:
 def forward(x: Floats, weights: Weights) -> tuple[Floats, dict[str, Floats]]:
     """Return the logits [N, 10] and what the backward pass needs."""
     kept: dict[str, Floats] = {}
-    for name, (out, _) in CHANNELS.items():
+    for name in CHANNELS:
+        out = len(weights[f"{name}.w"])
         kept[f"{name}.in"] = patches(x)
         flat = kept[f"{name}.in"] @ weights[f"{name}.w"].reshape(out, -1).T + weights[f"{name}.b"]
         x = np.maximum(flat, 0).transpose(0, 3, 1, 2)
@@ -89,7 +91,8 @@ def backward(error: Floats, weights: Weights, kept: dict[str, Floats]) -> Weight
     shape = kept["c3.out"].shape
     flow = (error @ weights["fc.w"].T)[:, :, None, None] / (shape[2] * shape[3])
     flow = np.broadcast_to(flow, shape)
-    for name, (out, inp) in reversed(CHANNELS.items()):
+    for name in reversed(CHANNELS):
+        out, inp = weights[f"{name}.w"].shape[:2]
         if name == "c2":
             spread = kept["pool.mask"] * flow[:, :, :, None, :, None]
             flow = spread.reshape(kept["c2.out"].shape)
@@ -109,10 +112,16 @@ def batches(n: int, rng: np.random.Generator, size: int = 50) -> Iterator[npt.ND
         yield order[start : start + size]
 
 
-def train(x: Floats, y: npt.NDArray[np.int64], epochs: int, seed: int) -> Weights:
+def train(
+    x: Floats,
+    y: npt.NDArray[np.int64],
+    epochs: int,
+    seed: int,
+    channels: dict[str, tuple[int, int]] = CHANNELS,
+) -> Weights:
     """Minimise the cross-entropy with Adam (Kingma and Ba, 2015), learning rate 0.002."""
     rng = np.random.default_rng(seed)
-    weights = initial_weights(rng)
+    weights = initial_weights(rng, channels)
     first = {k: np.zeros_like(v) for k, v in weights.items()}
     second = {k: np.zeros_like(v) for k, v in weights.items()}
     step = 0

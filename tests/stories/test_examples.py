@@ -52,6 +52,19 @@ def test_train_convert_serve_classify(tmp_path):
         agent.stdout.close()
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("examples")
+def test_a_wide_network_is_pruned_at_less_than_a_point(tmp_path):
+    said = run("prune_digits.py", tmp_path, "--epochs", 6)
+    for kind in ("float", "int8"):
+        line = next(line for line in said.splitlines() if line.startswith(f"{kind}: pruning"))
+        assert float(line.split("costs ")[1].split()[0]) < 1.0
+    whole, pruned = (
+        (tmp_path / f"digits-wide-float{which}.onnx").stat().st_size for which in ("", "-pruned")
+    )
+    assert pruned < whole / 2
+
+
 def test_every_example_is_run_here():
     text = Path(__file__).read_text()
     assert all(path.name in text for path in EXAMPLES.glob("*.py"))
