@@ -120,7 +120,9 @@ class _Run:
             raise DeviceError(f"the baseline {base} does not run here: {why}")
         alive = [name for name in names if not found[name].error]
         self._tell(f"measuring {len(alive)} side by side, {self._order.rounds} rounds")
-        for name, timed in self._measure(alive).items():
+        timings = self._measure(alive)
+        for name in alive:
+            timed = timings.get(name, Figures(error="could not be measured: nothing was said"))
             known = found[name]
             found[name] = msgspec.structs.replace(
                 timed,
@@ -133,7 +135,8 @@ class _Run:
 
     def _check(self, name: str) -> Figures:
         try:
-            return self._child("check", (name,), _CHECK_SECONDS)[name]
+            found = self._child("check", (name,), _CHECK_SECONDS)
+            return found.get(name, Figures(error="does not run: the check said nothing"))
         except _LostError as error:
             return Figures(error=f"does not run: {error.message}")
 
@@ -212,14 +215,24 @@ class _Run:
 def _outcome(folder: Path, code: int) -> dict[str, Figures]:
     path = folder / "outcome"
     if code == 0 and path.exists():
-        outcome = msgspec.json.decode(path.read_bytes(), type=Outcome)
+        try:
+            outcome = msgspec.json.decode(path.read_bytes(), type=Outcome)
+        except msgspec.DecodeError as error:
+            raise _LostError(f"what it found cannot be read: {error}") from error
         if outcome.error:
             raise _LostError(outcome.error)
         return outcome.figures
     text = (folder / "log").read_bytes()[-4000:].decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    how = f"exit {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+    how = f"exit {code}" if code >= 0 else f"killed by {_signal_name(-code)}"
     raise _LostError(f"the process crashed ({how}): {lines[-1][:300] if lines else 'silently'}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def available_memory() -> int:

@@ -192,7 +192,7 @@ class Supervisor:
                 return f"slot {name} is in {slot.phase}"
         if not self.keeper.ready:
             return "the data plane is not ready"
-        for name, failure in self.keeper.failures.items():
+        for name, failure in list(self.keeper.failures.items()):  # the main thread changes it
             return f"slot {name} does not serve what it should: {failure}"
         return ""
 

@@ -111,7 +111,7 @@ def child_does(monkeypatch, code, when="'odd' in names"):
 
     def command(module, folder):
         script = (
-            "import sys, json, os, time, signal\n"
+            f"import sys, json, os, time, signal\nfolder = {folder!r}\n"
             f"names = json.load(open({folder!r} + '/task'))['variants']\n"
             f"if {when}:\n    {code}\n"
             f"sys.argv = ['x', {folder!r}]\n"
@@ -129,6 +129,8 @@ def child_does(monkeypatch, code, when="'odd' in names"):
         ("time.sleep(600)", "took longer than the bound"),
         ("hoard = bytearray(300 << 20); time.sleep(600)", "of memory, more than the bound"),
         ("sys.exit(3)", "exit 3"),
+        ("os.kill(os.getpid(), 40)", "signal 40"),
+        ("open(folder + '/outcome', 'w').write('{'); sys.exit(0)", "cannot be read"),
     ],
 )
 def test_a_child_that_crashes_hangs_or_hoards_costs_one_candidate(

@@ -1,8 +1,10 @@
 """convert --on-device: a real fleet, a real broker, real agents that measure; nothing stands in."""
 
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,14 +26,16 @@ PROFILE = "cpu-x86-64"
 
 
 class Agent:
-    """A real agent of a real fleet, without a port that others could want."""
+    """A real agent of a real fleet."""
 
     def __init__(self, server, folder, name):
         self.server, self.name, self.folder = server, name, folder / name
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.http = f"127.0.0.1:{free.getsockname()[1]}"
         server_file = folder / f"{name}.json"
         server_file.write_bytes(server.client.enrol(name, PROFILE, {"site": "lab"})[0])
         subprocess.run(
-            [*AGENT, "enrol", server_file, "--state", self.folder, "--http", "127.0.0.1:0"],
+            [*AGENT, "enrol", server_file, "--state", self.folder, "--http", self.http],
             check=True,
             capture_output=True,
         )
@@ -87,10 +91,12 @@ def lab(tmp_path_factory):
                 agent.stop()
 
 
-def command(server, folder, out, *more):
+def command(server, folder, out, *more, data=False):
+    """A conversion; without data it tries the source alone, on every runtime, and is short."""
+    given = ["--data", folder / "d.npz", "--max-drop", "0.2"] if data else []
     return [
-        *EDGEML, "convert", folder / "m.onnx", "--profile", PROFILE, "--data", folder / "d.npz",
-        "--max-drop", "0.2", "--effort", "quick", "--shape", "image=1,1,8,8", "--threads", "1",
+        *EDGEML, "convert", folder / "m.onnx", "--profile", PROFILE, *given,
+        "--effort", "quick", "--shape", "image=1,1,8,8", "--threads", "1", "--no-cache",
         "-o", folder / out, "--server", server.url, "--token", server.token, "--json", *more,
     ]  # fmt: skip
 
@@ -98,7 +104,7 @@ def command(server, folder, out, *more):
 def test_candidates_are_measured_on_the_devices_that_were_named(lab):
     server, _agents, folder = lab
     done = subprocess.run(
-        command(server, folder, "two.edgeml", "--on-device", "tag.site=lab"),
+        command(server, folder, "two.edgeml", "--on-device", "tag.site=lab", data=True),
         capture_output=True,
         text=True,
         check=False,
@@ -130,6 +136,42 @@ def measurements(server):
     from edgeml.fleet.measurement import Measurement
 
     return server.client._get("measurements", list[Measurement])
+
+
+def predict(agent):
+    """Ask a device for an answer; return the status."""
+    host, _, port = agent.http.partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    image = {"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [0.1] * 64}
+    connection.request("POST", "/v2/models/m/infer", json.dumps({"inputs": [image]}))
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def test_a_device_that_serves_goes_on_serving_while_it_measures(lab):
+    server, (first, _second), folder = lab
+    where = ["--server", server.url, "--token", server.token]
+    for words in (
+        ["registry", "push", folder / "two.edgeml"],
+        ["fleet", "deploy", "m@1.0.0", "--to", "device=cam-1", "--strategy", "all-at-once",
+         "--soak", "0.2", "--yes", "--wait"],
+    ):  # fmt: skip
+        subprocess.run([*EDGEML, *words, *where], check=True, capture_output=True, timeout=120)
+    assert predict(first) == 200
+    process = subprocess.Popen(
+        command(server, folder, "busy.edgeml", "--on-device", "device=cam-1"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    answers = []
+    while process.poll() is None:
+        answers.append(predict(first))
+        time.sleep(0.02)
+    _told, said = process.communicate()
+    assert process.returncode == 0, said
+    assert len(answers) > 10
+    assert set(answers) == {200}
+    assert server.client.device("cam-1").row.health == "ok"
 
 
 def test_whom_nobody_can_ask_is_an_error_before_any_work(lab):

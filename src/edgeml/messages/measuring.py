@@ -85,7 +85,7 @@ class Conditions(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         load: Load average of one minute, before and after.
-        requests: Requests that it answered meanwhile.
+        requests: Requests that it answered meanwhile, as far as its telemetry windows have closed.
         throttled: Times that the processor slowed itself down for its temperature.
         temperature_c: The hottest sensor at the end; 0 when there is none.
         cut_off: Times that the measurement was given up and begun anew.
