@@ -160,14 +160,19 @@ def _layers(result: ProfileResult) -> Section:
     """Return what became of each layer of the source in the winner."""
     products = [layer for layer in result.layers if layer.weighted]
     integer = [layer for layer in products if layer.precision == "int8"]
+    share = sum(layer.share for layer in integer)
+    taken = f"they take {share:.0%} of the time of {result.winner.id}"
+    if not share:
+        taken = f"{result.winner.runtime} does not tell how long each takes"
     text = [
         f"{len(integer)} of {len(products)} products with stored weights are computed in 8 bits; "
-        f"they take {sum(x.share for x in integer):.0%} of the time of {result.winner.id}."
+        f"{taken}."
     ]
     rest = [layer.name for layer in products if layer.precision != "int8"]
     if rest:
         more = f", and {len(rest) - 8} more" if len(rest) > 8 else ""
         text.append(f"In float: {', '.join(rest[:8])}{more}.")
+    columns = _LAYERS if share else _LAYERS[:4]
     rows = tuple(
         Row(
             (
@@ -178,7 +183,7 @@ def _layers(result: ProfileResult) -> Section:
                 words.NOTHING if layer.source_us is None else f"{layer.source_us:.3g}",
                 words.NOTHING if layer.latency_us is None else f"{layer.latency_us:.3g}",
                 f"{layer.share:.0%}",
-            ),
+            )[: len(columns)],
             "doubt" if layer.weighted and layer.precision != "int8" else "",
         )
         for layer in result.layers
@@ -187,9 +192,10 @@ def _layers(result: ProfileResult) -> Section:
         "Products with stored weights, and what else takes 2 % of the time or more. Times are of "
         "profiled runs: compare them with one another, not with the latencies above."
     )
+    caption = caption if share else "Products with stored weights."
     drawn = (layers_picture(f"layers-{result.profile}", result.layers),) if products else ()
     title = f"Layers of the winner, profile {result.profile}"
-    return Section(title, tuple(text), drawn, (Table(_LAYERS, rows, caption),))
+    return Section(title, tuple(text), drawn, (Table(columns, rows, caption),))
 
 
 def _pictures(result: ProfileResult, rounds: Mapping[str, Sequence[float]]) -> tuple[Picture, ...]:

@@ -59,7 +59,7 @@ def pareto_picture(
         front = _front([(_ms(c), _loss(c)) for _, c in shown if c.verdict == Standing.PASSED])
         if len(front) > 1:
             axes.step(*zip(*front, strict=True), where="post", color=SOFT, linewidth=1, zorder=1)
-        if limit is not None:
+        if limit is not None and limit <= floor * 1.12:  # else far below what is drawn
             axes.axhline(limit, color=BAD, linewidth=1, linestyle=(0, (5, 3)))
             place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
             axes.annotate(f"allowed {limit:g}", (1, limit), xytext=(-2, -10), ha="right",
@@ -222,13 +222,15 @@ def layers_picture(name: str, layers: Sequence[Layer]) -> Picture:
     """Draw noise and time of each product of the winner, in the order of the network."""
     shown = [layer for layer in layers if layer.weighted][:_MOST_LAYERS]
     colours = [_WIDTHS.get(layer.precision, SOFT) for layer in shown]
+    timed = any(layer.latency_us is not None for layer in shown)
 
     def draw(figure: Any) -> None:
         from matplotlib.patches import Patch
 
-        upper, lower = figure.subplots(2, 1, sharex=True)
+        every = figure.subplots(1 + timed, 1, sharex=True, squeeze=False)[:, 0]
+        upper, last = every[0], every[-1]
         places = range(1, len(shown) + 1)
-        for axes in (upper, lower):
+        for axes in every:
             axes.grid(True, axis="y")
         upper.bar(places, [max(layer.sqnr_db or 0.0, 0.0) for layer in shown], color=colours,
                   width=0.7)  # fmt: skip
@@ -236,13 +238,14 @@ def layers_picture(name: str, layers: Sequence[Layer]) -> Picture:
             if layer.sqnr_db is None:
                 upper.annotate("?", (place, 1), ha="center", color=SOFT, fontsize=8)
         upper.set_ylabel("SQNR, dB")
-        lower.bar(places, [layer.latency_us or 0.0 for layer in shown], color=colours, width=0.7)
-        lower.plot(places, [layer.source_us or math.nan for layer in shown], "_", color=INK,
-                   markersize=9, markeredgewidth=1.6)  # fmt: skip
-        lower.set_ylabel("µs in the winner")
-        lower.set_xlabel("products with stored weights, in the order of the network")
-        lower.set_xlim(0.3, len(shown) + 0.7)
-        lower.xaxis.get_major_locator().set_params(integer=True)
+        if timed:
+            last.bar(places, [layer.latency_us or 0.0 for layer in shown], color=colours, width=0.7)
+            last.plot(places, [layer.source_us or math.nan for layer in shown], "_", color=INK,
+                      markersize=9, markeredgewidth=1.6)  # fmt: skip
+            last.set_ylabel("µs in the winner")
+        last.set_xlabel("products with stored weights, in the order of the network")
+        last.set_xlim(0.3, len(shown) + 0.7)
+        last.xaxis.get_major_locator().set_params(integer=True)
         handles = [Patch(color=colour, label=kind) for kind, colour in _WIDTHS.items()]
         upper.legend(handles=handles, frameon=False, labelcolor=SOFT, ncols=2, loc="lower right",
                      bbox_to_anchor=(1, 1), borderaxespad=0.1)  # fmt: skip
@@ -253,11 +256,14 @@ def layers_picture(name: str, layers: Sequence[Layer]) -> Picture:
     told = f"{integer} of {len(shown)} products are computed in 8 bits"
     told += f"; the least exact is {worst.name} at {worst.sqnr_db:.1f} dB" if worst else ""
     caption = (
-        "Above: how exact the output of each layer is, with what earlier layers add; ? where the "
-        "winner has no tensor that stands for it. Below: its time in the winner (bars) and in the "
-        "source (strokes)."
+        "How exact the output of each layer is, with what earlier layers add; ? where the "
+        "winner has no tensor that stands for it."
     )
-    return picture(name, f"Layers of the winner: {told}.", caption, draw, (11.4, 4.0), wide=True)
+    if timed:
+        caption += " Below: its time in the winner (bars) and in the source (strokes)."
+    return picture(
+        name, f"Layers of the winner: {told}.", caption, draw, (11.4, 2.2 + 1.8 * timed), wide=True
+    )
 
 
 def _ms(c: Candidate) -> float:
@@ -283,9 +289,9 @@ def _near(base: Candidate, shown: Sequence[Candidate]) -> tuple[float, float]:
 def _floor(losses: Sequence[float], bounds: Sequence[float], limit: float | None) -> float:
     """Return the largest loss that the picture shows: one that fails by far hides the others."""
     most = max([0.0, *losses, *bounds])
-    if limit and most > limit * _BEYOND_LOSS:
-        return limit * _BEYOND_LOSS
-    return most or 1.0
+    if limit and most > limit / _BEYOND_LOSS:
+        return min(max(most, limit), limit * _BEYOND_LOSS)
+    return most or limit or 1.0
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

@@ -58,7 +58,7 @@ def overview(title: str, outcomes: Sequence[Outcome]) -> Report:
     sections.append(Section("How to read this", _MEANING))
     done = len(outcomes) - len(failed)
     return Report(
-        title=f"{title}: a sweep of {len(outcomes)} models",
+        title=f"{title}: {len(outcomes)} models",
         lead=f"{done} of {len(outcomes)} models were converted, for {_profiles(found)}.",
         facts=_facts(outcomes, found, failed),
         warnings=tuple(

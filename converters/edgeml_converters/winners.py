@@ -15,7 +15,7 @@ from edgeml_converters.worker import LayersJob
 
 logger = logging.getLogger(__name__)
 
-_RUNTIMES = frozenset({"onnxruntime", "openvino"})
+_RUNTIMES = frozenset({"onnxruntime", "openvino", "litert"})
 _INTEGER = frozenset({"int8", "mixed"})
 
 
@@ -31,7 +31,11 @@ def winner_layers(trial: Trial, bench: Bench, given: bool) -> tuple[Layer, ...]:
     """
     built, folder = trial.built, trial.folder
     known = trial.runtime in _RUNTIMES and trial.recipe.precision in _INTEGER
-    if built is None or folder is None or not (given and known and built.entry.endswith(".onnx")):
+    if (
+        built is None
+        or folder is None
+        or not (given and known and built.entry.endswith((".onnx", ".tflite")))
+    ):
         return ()
     file = folder / built.entry
     options = trial.recipe.options[trial.runtime]
@@ -43,6 +47,8 @@ def winner_layers(trial: Trial, bench: Bench, given: bool) -> tuple[Layer, ...]:
         options,
         bench.inputs,
         str(bench.calibration),
+        trial.recipe.passes,
+        bench.seed,
     )
     rounds = trial.measured.rounds_ms if trial.measured else ()
     bare = msgspec.structs.replace(job, model="", file="", calibration="")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -28,6 +28,9 @@ from edgeml.runtime.memory import peak_resident
 from edgeml.tensors import Array, TensorSpec
 from edgeml_converters import samples
 from edgeml_converters.jobs.wire import Channel, Reply
+
+if TYPE_CHECKING:
+    import onnx
 
 
 class PassCall(msgspec.Struct, frozen=True):
@@ -158,6 +161,8 @@ class LayersJob(msgspec.Struct, frozen=True, tag="layers"):
         options: Of the runtime.
         inputs: The public contract.
         calibration: Path of calibration arrays.
+        passes: What made the file: applied again where it is no ONNX file itself.
+        seed: Of everything random in them.
     """
 
     model: str
@@ -167,6 +172,8 @@ class LayersJob(msgspec.Struct, frozen=True, tag="layers"):
     options: dict[str, str]
     inputs: tuple[TensorSpec, ...]
     calibration: str
+    passes: tuple[PassCall, ...] = ()
+    seed: int = 0
 
 
 class OpenJob(msgspec.Struct, frozen=True, tag="open"):
@@ -207,24 +214,9 @@ class Go(msgspec.Struct, frozen=True, tag="go"):
 
 def build(job: BuildJob) -> Built:
     """Apply the passes and write the files."""
-    from edgeml_converters.model import inlined, model_digest, read_model
-    from edgeml_converters.passes.base import Pass, PassContext, check_promises
     from edgeml_converters.rules import traits
 
-    model = read_model(Path(job.model))
-    if job.passes:
-        model = inlined(model)
-    context = PassContext(samples.load(Path(job.calibration)), job.seed, job.threads)
-    steps: list[Step] = []
-    before = model_digest(model)
-    for call in job.passes:
-        one: Pass = load("passes", call.name)(**call.options)
-        result = one.run(model, context)
-        check_promises(one, model, result)
-        model = result.model
-        after = model_digest(model) if result.changed else before
-        steps.append(Step(call.name, one.options, before, after, result.notes))
-        before = after
+    model, steps = _apply(job.model, job.passes, job.calibration, job.seed, job.threads)
     target = load("targets", job.target)()
     product = target.write(model, Path(job.folder), job.inputs, job.outputs)
     return Built(
@@ -238,6 +230,30 @@ def build(job: BuildJob) -> Built:
     )
 
 
+def _apply(
+    path: str, passes: tuple[PassCall, ...], calibration: str, seed: int, threads: int
+) -> tuple[onnx.ModelProto, list[Step]]:
+    """Return a model after passes, and the steps that made it."""
+    from edgeml_converters.model import inlined, model_digest, read_model
+    from edgeml_converters.passes.base import Pass, PassContext, check_promises
+
+    model = read_model(Path(path))
+    if passes:
+        model = inlined(model)
+    context = PassContext(samples.load(Path(calibration)), seed, threads)
+    steps: list[Step] = []
+    before = model_digest(model)
+    for call in passes:
+        one: Pass = load("passes", call.name)(**call.options)
+        result = one.run(model, context)
+        check_promises(one, model, result)
+        model = result.model
+        after = model_digest(model) if result.changed else before
+        steps.append(Step(call.name, one.options, before, after, result.notes))
+        before = after
+    return model, steps
+
+
 def look(job: LookJob) -> msgspec.Struct:
     """Return the coverage of a file."""
     from edgeml_converters.layers.coverage import coverage
@@ -247,17 +263,22 @@ def look(job: LookJob) -> msgspec.Struct:
 
 def layers(job: LayersJob) -> tuple[msgspec.Struct, ...]:
     """Return a row for each layer of a file."""
-    from edgeml_converters.layers.table import layer_table
+    from edgeml_converters.layers.table import layer_table, portable_table
     from edgeml_converters.model import inlined, read_model
 
+    source = inlined(read_model(Path(job.model)))
+    calibration = samples.load(Path(job.calibration))
+    if not job.file.endswith(".onnx"):
+        made, _ = _apply(job.model, job.passes, job.calibration, job.seed, job.threads)
+        return portable_table(source, made, calibration, job.threads)
     return layer_table(
-        inlined(read_model(Path(job.model))),
+        source,
         Path(job.model),
         Path(job.file),
         job.runtime,
         job.options,
         job.inputs,
-        samples.load(Path(job.calibration)),
+        calibration,
         job.threads,
     )
 

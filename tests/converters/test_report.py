@@ -135,6 +135,16 @@ def test_a_candidate_that_loses_everything_hides_no_other(result):
     assert max(ticks) <= 0.05
 
 
+@pytest.mark.parametrize("limit", [0.0, 1e-6, 0.005, 0.5, 100.0])
+def test_any_limit_can_be_drawn(result, limit):
+    rows = [msgspec.structs.replace(c, drop=msgspec.structs.replace(c.drop, limit=limit))
+            for c in result.candidates if c.drop]  # fmt: skip
+    one = msgspec.structs.replace(result, candidates=tuple(rows))
+    files = render(account("m", "1.0.0", [one], outcomes.lineage(result), {}, "latency"))
+    svg = files["pareto-cpu-x86-64.svg"].decode()
+    assert ("allowed" in svg) == (limit < 1)
+
+
 def test_the_layers_of_the_winner_are_told_and_drawn(result):
     layers = tuple(
         Layer(f"conv{i}", "Conv", "float" if i == 3 else "int8", True, 40.0 - i, 44.0, 20.0, 0.1)

@@ -81,6 +81,54 @@ def layer_table(
     return tuple(rows)
 
 
+def portable_table(
+    source: onnx.ModelProto,
+    made: onnx.ModelProto,
+    calibration: Mapping[str, Array],
+    threads: int = 1,
+) -> tuple[Layer, ...]:
+    """Return the products of a source in the order of the source, without times.
+
+    For files whose runtime tells nothing of its layers: TFLite files are written from a quantised
+    ONNX model, in which every product between QuantizeLinear and DequantizeLinear is one in 8 bits.
+
+    Args:
+        source: The model as it came; its nodes get names here when they have none.
+        made: The quantised model that the file was written from.
+        calibration: Input name -> array, samples on axis 0.
+        threads: Of every run.
+
+    Raises:
+        ModelError: A model does not load.
+    """
+    for index, node in enumerate(source.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    noise = per_tensor(source, made, calibration, _SAMPLES, threads)
+    by_node = {one.node: one.sqnr_db for one in noise}
+    rounded = {o for n in made.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+    integer = {
+        name
+        for node in made.graph.node
+        if node.op_type in WEIGHTED and all(name in rounded for name in node.input[:2])
+        for name in (node.name, *node.output)
+    }
+    stored = {tensor.name for tensor in source.graph.initializer}
+    return tuple(
+        Layer(
+            name=node.name,
+            op=node.op_type,
+            precision="int8" if integer & {node.name, *node.output} else "float",
+            weighted=True,
+            sqnr_db=by_node.get(node.name),
+            source_us=None,
+            latency_us=None,
+            share=0.0,
+        )
+        for node in source.graph.node
+        if node.op_type in WEIGHTED and any(name in stored for name in node.input[1:])
+    )
+
+
 def _one_run(spec: TensorSpec, rows: Array) -> Array:
     """Return what one run takes of an input."""
     return rows[: samples.per_run(spec)] if spec.shape else rows[0]
