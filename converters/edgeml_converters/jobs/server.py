@@ -30,10 +30,34 @@ from edgeml_converters.jobs.wire import NO_SPACE, Channel, Ended, Order, Reply, 
 
 #: Kind of work -> what it imports: only that, for memory is bounded and imports take long.
 PRELOAD: dict[str, tuple[str, ...]] = {
-    "build": ("onnx:ModelProto", "onnxruntime:InferenceSession", "edgeml_converters.worker:work"),
-    "onnxruntime": ("onnxruntime:InferenceSession", "edgeml_converters.worker:work"),
-    "openvino": ("openvino:Core", "edgeml_converters.worker:work"),
-    "litert": ("ai_edge_litert.interpreter:Interpreter", "edgeml_converters.worker:work"),
+    "build": (
+        "onnx:ModelProto",
+        "onnxruntime:InferenceSession",
+        "edgeml.runtime.onnxruntime:OnnxRuntime",
+        "edgeml_converters.worker:work",
+        "edgeml_converters.rules:traits",
+        "edgeml_converters.targets.cpu:CpuTarget",
+        "edgeml_converters.passes.opset:UpgradeOpset",
+        "edgeml_converters.passes.shapes:FixBatch",
+        "edgeml_converters.passes.simplify:Simplify",
+        "edgeml_converters.passes.quantize_static:QuantizeStatic",
+        "edgeml_converters.layers.coverage:coverage",
+    ),
+    "onnxruntime": (
+        "onnxruntime:InferenceSession",
+        "edgeml.runtime.onnxruntime:OnnxRuntime",
+        "edgeml_converters.worker:work",
+    ),
+    "openvino": (
+        "openvino:Core",
+        "edgeml.runtime.openvino:OpenVinoRuntime",
+        "edgeml_converters.worker:work",
+    ),
+    "litert": (
+        "ai_edge_litert.interpreter:Interpreter",
+        "edgeml.runtime.litert:LiteRtRuntime",
+        "edgeml_converters.worker:work",
+    ),
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Of Linux, sys/prctl.h: the signal that a process gets when its parent ends.
