@@ -134,7 +134,7 @@ def test_sensors_and_half_precision():
     [
         ("resize=9x9", ("n", 3, 8, 8), "takes images of 8x8, preprocessing gives 9x9"),
         ("size=9x9", ("n", 3, 8, 8), "takes images of 8x8"),
-        ("mean=1,2", ("n", 3, 8, 8), "mean holds 2 numbers, expected 1 or 3"),
+        ("mean=1,2", ("n", 3, 8, 8), "mean holds 2 numbers, but the model has 3 channels"),
         ("crop=4", ("n", 3, 4, 4), "without the size"),
         ("size=4x4 crop=8", ("n", 3, 8, 8), "cannot be cropped"),
         ("resize=8", ("n", 3), "has 2 axes, so it is no image"),
@@ -186,7 +186,7 @@ def test_file_and_short_form_mean_the_same(tmp_path):
         ("imagenett", "'imagenett' means nothing alone", "imagenet"),
         ("preset=x", "unknown preset 'x'", ""),
         ("color", "means nothing alone", "color=VALUE"),
-        ("color=blue", "Invalid enum value 'blue'", "processing.md"),
+        ("color=grey", "color is 'grey'", "did you mean 'gray'?"),
         ("scale=x", "Expected `float`", "processing.md"),
         ("scale=0", "scale not 0", ""),
         ("scale=nan", "must be finite", ""),
@@ -225,6 +225,7 @@ def test_wrong_words_before_the_model(text, message, hint):
         ("nms.iuo=1", "unknown key 'iuo' in nms"),
         ("nms boxes=b", "one of boxes and scores"),
         ("nms iou=2", "iou is in"),
+        ("nms format=centre", "format is 'centre'"),
         ("nms max=0", "expected 1"),
         ("softmax labels=nowhere.txt", "cannot be read"),
     ],
@@ -468,6 +469,12 @@ def test_labels_must_be_as_many_as_classes(tmp_path):
     source = Source.open(tmp_path / "digits.onnx")
     with pytest.raises(UsageError, match="2 labels for 10 classes"):
         processed(source, [], [f"softmax labels={tmp_path / 'names.txt'}"])
+
+
+def test_one_input_is_prepared_once(tmp_path):
+    onnx.save(cnn(), tmp_path / "digits.onnx")
+    with pytest.raises(UsageError, match="given 2 times for input 'image'"):
+        processed(Source.open(tmp_path / "digits.onnx"), ["color=gray", "input=image"], [])
 
 
 def test_an_old_model_is_upgraded_first(tmp_path):

@@ -42,6 +42,13 @@ def processed(source: Source, preprocess: Sequence[str], postprocess: Sequence[s
     after = [read_postprocess(text) for text in postprocess]
     if not before and not after:
         return source
+    inputs = [spec.input or source.inputs[0].name for spec in before]
+    for name in inputs:
+        if inputs.count(name) > 1:
+            raise UsageError(
+                f"--preprocess is given {inputs.count(name)} times for input '{name}'",
+                "write all of it in one",
+            )
     passes: list[Pass] = []
     if source.opset < _LEAST_OPSET:
         passes.append(UpgradeOpset())

@@ -233,7 +233,8 @@ def _normalised(editor: Editor, name: str, spec: Preprocess, dims: Dims, axis: i
         numbers = getattr(spec, key)
         if len(numbers) not in (0, 1, count):
             raise ModelError(
-                f"{key} holds {len(numbers)} numbers, expected 1 or {count}: one per channel"
+                f"{key} holds {len(numbers)} numbers, but the model has {count} channels",
+                f"give one number, or one for each: {key}=0.5",
             )
     std = np.asarray(spec.std or (1.0,), np.float64)
     mean = np.asarray(spec.mean or (0.0,), np.float64)

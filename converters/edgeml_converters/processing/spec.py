@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -188,6 +188,7 @@ _SIZES = frozenset({"size", "resize", "crop"})
 _LISTS = frozenset({"mean", "std"})
 _FRACTION = re.compile(r"\s*([-+.\deE]+)\s*/\s*([-+.\deE]+)\s*")
 _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`(?: - at `\$\.?(?P<where>[^`]*)`)?")
+_CHOICE = re.compile(r"Invalid enum value '(?P<word>.*)' - at `\$\.(?P<where>[\w.]+)`", re.DOTALL)
 T = TypeVar("T", Preprocess, Postprocess)
 
 
@@ -375,6 +376,14 @@ def _decode(keys: Mapping[str, Any], kind: type[T], where: str, more: frozenset[
         return msgspec.convert(dict(keys), kind)
     except msgspec.ValidationError as error:
         found = _UNKNOWN.search(str(error))
+        wrong = _CHOICE.search(str(error))
+        if wrong is not None:
+            holder: Any = Nms if wrong["where"].startswith("nms.") else kind
+            key = wrong["where"].rpartition(".")[2]
+            raise UsageError(
+                f"{where}: {key} is '{wrong['word']}'",
+                nearest(wrong["word"], get_args(get_type_hints(holder)[key])),
+            ) from error
         if found is None:
             said = str(error).replace("`$.", "`")
             raise UsageError(f"{where}: {said}", "see docs/reference/processing.md") from error
