@@ -12,7 +12,7 @@ from edgeml_converters.quantizer import parameters as rules
 from edgeml_converters.quantizer import ranges
 from edgeml_converters.quantizer.histogram import SIDE, Histogram
 
-finite = st.floats(-1e6, 1e6, allow_nan=False, width=32)
+finite = st.floats(-1e6, 1e6, allow_nan=False, allow_subnormal=False, width=32)
 arrays = hnp.arrays(np.float32, st.integers(1, 200), elements=finite)
 
 
@@ -102,6 +102,12 @@ def test_entropy_cuts_off_what_is_far_out_and_keeps_what_is_even():
     low, high = ranges.entropy(histogram(even))
     assert low == pytest.approx(-1, abs=0.05)
     assert high == pytest.approx(1, abs=0.05)
+
+
+def test_entropy_keeps_all_of_a_few_values():
+    grey = np.repeat(np.arange(17, dtype=np.float32) / 16, 100)
+    assert ranges.entropy(histogram(grey)) == (0, 1)
+    assert ranges.entropy(histogram(-grey)) == (-1, 0)
 
 
 @given(finite, finite)

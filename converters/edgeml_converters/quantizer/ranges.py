@@ -108,15 +108,16 @@ def _error(values: _Floats, weights: _Floats, low: float, high: float) -> float:
 
 def _divergence(counts: _Floats, found: Histogram, low: float, high: float) -> float:
     """Return the divergence of 256 levels in [low, high] from the clipped distribution."""
-    middles = found.middles
-    inside = (middles >= low) & (middles <= high)
+    middles, half = found.middles, found.width / 2
+    inside = (middles + half > low) & (middles - half <= high)
     clipped = counts[inside]
     if clipped.sum() == 0:
         return float("inf")
     reference = clipped.copy()
-    reference[0] += counts[middles < low].sum()
-    reference[-1] += counts[middles > high].sum()
-    level = np.rint((middles[inside] - low) / ((high - low) / (_LEVELS - 1))).astype(np.int64)
+    reference[0] += counts[middles + half <= low].sum()
+    reference[-1] += counts[middles - half > high].sum()
+    steps = (middles[inside] - low) / ((high - low) / (_LEVELS - 1))
+    level = np.clip(np.rint(steps), 0, _LEVELS - 1).astype(np.int64)
     sums = np.bincount(level, weights=clipped, minlength=_LEVELS)
     filled = np.bincount(level, weights=(clipped > 0).astype(np.float64), minlength=_LEVELS)
     spread = np.divide(sums, filled, out=np.zeros_like(sums), where=filled > 0)[level]
