@@ -11,7 +11,7 @@ Every operator is fed by exact tensors (the fast variant): all shifts come from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ from edgeml_converters.passes.quantize_static import QuantizeStatic
 from edgeml_converters.quantizer.prepare import prepared
 
 _SAMPLES = 64
+#: Products whose channels are axis 1 of the output; those of the others are the last axis.
+_IMAGES = frozenset({"Conv", "ConvTranspose"})
 
 
 class CorrectBias:
@@ -65,24 +67,50 @@ class CorrectBias:
         """
         ready = prepared(model)
         quantised = QuantizeStatic(**self._static).run(ready, context).model
-        view = View(ready)
-        axes = {node.name: 1 if node.op_type in _IMAGES else -1 for node, _ in view.products()}
-        shifts = channel_shift(
-            ready, quantised, axes, context.calibration, _SAMPLES, context.threads
-        )
-        done = 0
-        for node, weights in list(view.products()):
-            shift = shifts.get(node.name)
-            if shift is not None and np.isfinite(shift).all() and shift.any():
-                done += _add(view, node, weights, -shift)
+        product, done = corrected(ready, bias_shifts(ready, quantised, context))
         if not done:
             raise ModelError("no operator has a bias that a shift of its mean could go into")
-        product = view.finish()
         onnx.checker.check_model(product)
         return PassResult(product, True, (f"{done} biases corrected",))
 
 
-_IMAGES = frozenset({"Conv", "ConvTranspose"})
+def bias_shifts(
+    model: onnx.ModelProto, quantised: onnx.ModelProto, context: PassContext
+) -> dict[str, Array]:
+    """Return product -> the shift of the mean of each of its output channels.
+
+    Args:
+        model: The float model, prepared.
+        quantised: What static quantisation makes of it.
+        context: Calibration data and threads.
+
+    Raises:
+        ModelError: An input has no data.
+    """
+    products = [node for node, _ in View(model).products()]
+    axes = {node.name: 1 if node.op_type in _IMAGES else -1 for node in products}
+    found = channel_shift(model, quantised, axes, context.calibration, _SAMPLES, context.threads)
+    return {name: shift for name, shift in found.items() if np.isfinite(shift).all()}
+
+
+def corrected(
+    model: onnx.ModelProto, shifts: Mapping[str, Array], keep: Iterable[str] = ()
+) -> tuple[onnx.ModelProto, int]:
+    """Take shifts out of the biases of a float model; return it, and how many were changed.
+
+    Args:
+        model: The float model, prepared; not changed.
+        shifts: As ``bias_shifts`` gives them.
+        keep: Names of products that stay float, and so stay as they are.
+    """
+    view = View(model)
+    left = set(keep)
+    done = 0
+    for node, weights in list(view.products()):
+        shift = shifts.get(node.name)
+        if shift is not None and shift.any() and node.name not in left:
+            done += _add(view, node, weights, -shift)
+    return view.finish(), done
 
 
 def _add(view: View, node: onnx.NodeProto, weights: Weights, change: Array) -> bool:

@@ -41,7 +41,7 @@ from edgeml_converters.passes.base import (
     PassContext,
     PassResult,
 )
-from edgeml_converters.passes.correct_bias import CorrectBias
+from edgeml_converters.passes.correct_bias import bias_shifts, corrected
 from edgeml_converters.passes.quantize_static import QuantizeStatic
 from edgeml_converters.quantizer.prepare import prepared
 
@@ -52,7 +52,7 @@ _SLOWER, _SLOWER_US = 1.05, 1.0
 _FASTER = 1.02
 _ROUNDS, _BUDGET_S = 15, 6.0
 #: Calibration samples that are looked at for noise, and the most tries to reach the exactness.
-_SAMPLES, _TRIES = 16, 8
+_SAMPLES, _TRIES = 16, 6
 
 
 class QuantizeMixed:
@@ -125,13 +125,14 @@ class QuantizeMixed:
         if self._keep is not None:
             product = work.quantise(self._keep)
             return PassResult(product, True, (f"{len(self._keep)} operators stay float",))
+        end = time.monotonic() + self._budget_s
         keep: tuple[str, ...] = ()
         notes: list[str] = []
         if self._latency:
             keep, note = work.faster()
             notes.append(note)
         if self._least_db:
-            keep, note = work.exacter(keep, self._least_db, self._budget_s)
+            keep, note = work.exacter(keep, self._least_db, end)
             notes.append(note)
         self._keep = keep
         return PassResult(work.quantise(keep), True, tuple(notes))
@@ -155,6 +156,7 @@ class _Work:
         self._made: tuple[tuple[str, ...], onnx.ModelProto] | None = None
         self._gain: dict[str, float] | None = None
         self._slow: set[str] = set()
+        self._shifts: dict[str, Array] | None = None
 
     def quantise(self, keep: Iterable[str]) -> onnx.ModelProto:
         """Return the quantised model with these nodes left float."""
@@ -165,9 +167,16 @@ class _Work:
             options = {**self.static, "exclude": exclude}
             model = self.model
             if self.correct:
-                model = CorrectBias(options).run(model, self.context).model
+                model, _ = corrected(model, self._bias_shifts(), key)
             self._made = key, QuantizeStatic(**options).run(model, self.context).model
         return self._made[1]
+
+    def _bias_shifts(self) -> dict[str, Array]:
+        """Return the shifts of all products; they are the same whatever else stays float."""
+        if self._shifts is None:
+            whole = QuantizeStatic(**self.static).run(self.model, self.context).model
+            self._shifts = bias_shifts(self.model, whole, self.context)
+        return self._shifts
 
     def gains(self) -> dict[str, float]:
         """Return node -> microseconds that 8 bits save there; below 0 where they cost."""
@@ -256,21 +265,20 @@ class _Work:
         return list(models)[best], ratio.value
 
     def exacter(
-        self, keep: tuple[str, ...], least_db: float, budget_s: float
+        self, keep: tuple[str, ...], least_db: float, end: float
     ) -> tuple[tuple[str, ...], str]:
         """Leave more nodes float until the outputs are exact enough.
 
         Raises:
             ModelError: They never are, or not in this time.
         """
-        started = time.monotonic()
         reached = self._db(keep) or 0.0
         if reached >= least_db:
             return keep, f"{reached:.1f} dB, asked for {least_db:.1f}"
         ranked = self._ranked(keep)
         low, high = 0, len(ranked)
         found: tuple[str, ...] | None = None
-        size = 1
+        size = max(1, len(ranked) // 8)
         for _ in range(_TRIES):
             choice = self._ordered((*keep, *ranked[:size]))
             value = self._db(choice)
@@ -283,7 +291,7 @@ class _Work:
             # Twice as many while none was enough, then the middle of what is left.
             size = min(2 * low, high - 1) if found is None and high == len(ranked) else 0
             size = max(size, (low + high) // 2)
-            late = time.monotonic() - started > budget_s
+            late = time.monotonic() > end
             if high - low <= max(1, high // 8) or late:
                 break
         if found is None:

@@ -17,6 +17,8 @@ _RUNTIMES = ("onnxruntime", "openvino")
 _STATIC = "quantize_static"
 #: How much more exact leaving layers float must make it: half the power of the noise.
 _MORE_DB = 3.0
+#: Seconds after which mixing tries no other number of layers, by the effort of the search.
+_SECONDS = {"normal": 20.0, "thorough": 120.0}
 #: A static candidate that gains less than this may hold layers that are slower in 8 bits.
 _HOPED = 1.5
 
@@ -125,6 +127,7 @@ def _mixed(
             "least_db": round(min(max(least_db, 0.0), 100.0), 1),
             "latency": here,
             "correct": least_db > 0,
+            "budget_s": _SECONDS.get(plan.effort, 20.0),
         },
     )
     at = [call.name for call in recipe.passes].index(_STATIC)
