@@ -13,6 +13,8 @@ from edgeml.manifest import Evidence, EvidenceState, Tolerance, Variant
 from edgeml.plugins import load
 from edgeml.runtime.bind import open_variant
 from edgeml.tensors import TensorSpec
+from edgeml_agent.serve.fallback import Chain
+from edgeml_agent.serve.model import Model
 from edgeml_converters.choose import LOAD, choose
 from edgeml_converters.model import run_model
 from edgeml_converters.recipes import BASELINE, formats
@@ -152,9 +154,13 @@ def test_an_accelerator_that_is_not_here_gets_a_variant_that_claims_nothing(name
     bundle.unpack(folder)
     with pytest.raises(DeviceError):  # never placed on the processor in silence
         open_variant(folder, first, bundle.manifest.inputs, bundle.manifest.outputs)
-    here = bundle.manifest.variants[-1]
-    if name == "gpu-nvidia":  # what the device falls back to
-        assert (here.device, here.recipe) == ("", "fp32")
+    if name == "gpu-nvidia":  # what the device falls back to, and says so
+        model = Model(bundle, name, tmp_path / "cache")
+        chain = Chain(model.variants, model.open, model.check, lambda *_event: None)
+        assert (chain.variant.device, chain.variant.recipe) == ("", "fp32")
+        assert chain.placement == "CPUExecutionProvider"
+        assert device in chain.degraded
+        chain.close()
 
 
 def test_a_gpu_that_no_runtime_reaches_does_not_fit():
