@@ -157,13 +157,20 @@ def test_half_precision_goes_through(tmp_path, own_profile):
     assert manifest.inputs[0].dtype == "float16"
 
 
-@pytest.mark.parametrize("how", ["quantize_static", "quantize_dynamic"])
-def test_what_is_quantised_already_is_left_alone(how, tmp_path, own_profile):
+def test_how_a_model_is_quantised_already_is_told(tmp_path):
     x = numbers(120, 16)
-    model = load("passes", how)().run(mlp(16, 32, 3), PassContext({"x": x})).model
+    model = load("passes", "quantize_dynamic")().run(mlp(16, 32, 3), PassContext({"x": x})).model
     onnx.save(model, tmp_path / "int8.onnx")
-    source = Source.open(tmp_path / "int8.onnx")
-    assert source.quantised == ("QDQ" if how == "quantize_static" else "dynamic")
+    assert Source.open(tmp_path / "int8.onnx").quantised == "dynamic"
+    onnx.save(mlp(), tmp_path / "float.onnx")
+    assert Source.open(tmp_path / "float.onnx").quantised == ""
+
+
+def test_what_is_quantised_already_is_left_alone(tmp_path, own_profile):
+    x = numbers(120, 16)
+    model = load("passes", "quantize_static")().run(mlp(16, 32, 3), PassContext({"x": x})).model
+    onnx.save(model, tmp_path / "int8.onnx")
+    assert Source.open(tmp_path / "int8.onnx").quantised == "QDQ"
     one = converted(tmp_path, own_profile, x_test=x)
     assert {c.recipe.split("-")[0] for c in one.candidates} <= {"fp32", "optimised", "ort"}
     assert any("quantised already" in warning for warning in one.warnings)
@@ -279,6 +286,28 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
+def test_every_kind_of_model_goes_through_the_passes(name):
+    """Each pass keeps what it computes, quantises it sensibly, or gives a reason."""
+    build, shapes = KINDS[name]
+    data = {key: numbers(*shape) for key, shape in shapes.items()}
+    feed = {key: array[:5] for key, array in data.items()}
+    model, context = build(), PassContext(data)
+    want = run_model(model, feed)
+    for step in ("upgrade_opset", "simplify"):
+        model = load("passes", step)().run(model, context).model
+    got = run_model(model, feed)
+    for key, values in want.items():
+        assert np.abs(got[key] - values).max() <= 1e-5 * max(1, np.abs(values).max())
+    for step in ("quantize_static", "quantize_dynamic", "quantize_portable"):
+        try:
+            made = load("passes", step)().run(model, context).model
+        except ModelError as error:
+            assert "\n" not in error.message
+            continue
+        assert list(run_model(made, feed)) == list(want)
+
+
+@pytest.mark.parametrize("name", ["loop", "trees"])
 def test_every_kind_of_model_ends_in_a_bundle(name, tmp_path, own_profile):
     build, shapes = KINDS[name]
     onnx.save(build(), tmp_path / f"{name}.onnx")
