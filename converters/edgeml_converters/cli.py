@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -107,31 +108,11 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 def convert(
     model: Path,
     profiles: tuple[str, ...],
-    data: str | None,
-    metric: str | None,
-    max_drop: float,
-    objective: str,
     shapes: dict[str, tuple[int, ...]],
-    effort: str,
     budget: float | None,
-    threads: int | None,
-    jobs: int,
-    seed: int,
-    name: str | None,
-    version: str,
-    out: Path | None,
     report: Path | None,
-    track: str | None,
-    preprocess: tuple[str, ...],
-    postprocess: tuple[str, ...],
-    on_device: str | None,
-    server: str,
-    token: str,
-    resume: bool,
-    fresh: bool,
-    cache: bool,
-    allow_partial: bool,
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Make MODEL fast and small for a device, and prove it.
 
@@ -146,32 +127,12 @@ def convert(
     result = run(
         model,
         list(profiles),
-        data=data,
-        metric=metric,
-        max_drop=max_drop,
-        objective=objective,
         shape=shapes,
-        effort=effort,
         budget_s=budget,
-        threads=threads,
-        jobs=jobs,
-        seed=seed,
-        name=name,
-        version=version,
-        out=out,
         report=report,
-        track=track,
-        preprocess=preprocess,
-        postprocess=postprocess,
-        on_device=on_device,
-        server=server,
-        token=token,
-        resume=resume,
-        fresh=fresh,
-        cache=cache,
-        allow_partial=allow_partial,
         progress=lines.say,
         status=lines.show,
+        **asked,  # the other options have the names that the function gives them
     )
     lines.close()
     if as_json:
