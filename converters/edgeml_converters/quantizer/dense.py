@@ -25,13 +25,13 @@ def merge_biases(model: onnx.ModelProto, exclude: Iterable[str] = ()) -> onnx.Mo
     """
     index = Index(model)
     work = _Merge(index, frozenset(exclude))
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         nodes += work.nodes_for(node)
     if not work.dropped:
         return model
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
     del made.graph.node[:]
     made.graph.node.extend(nodes)
     made.graph.initializer.extend(work.stored)
