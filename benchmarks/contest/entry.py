@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from edgeml.errors import EdgemlError
 from edgeml.manifest import Evidence, EvidenceState, Manifest, Tolerance, Variant
 from edgeml.runtime import get_runtime
 from edgeml.runtime.base import Program, ProgramOptions
@@ -120,8 +122,8 @@ def enter(name: str, model: Path, data: Path | None, folder: Path) -> Entry:
     if fixed:
         try:
             source = Source.open(model, fixed)
-        except Exception as error:  # a graph that insists on its own shapes goes as it is
-            print(f"{name}: the peers get the model as it is: {error}")
+        except EdgemlError as error:  # a graph that insists on its own shapes goes as it is
+            print(f"{name}: the peers get the model as it is: {error}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     plain, calibration = folder / "plain.onnx", folder / "calibration.npz"
     onnx.save(source.model, plain)
