@@ -16,6 +16,7 @@ from edgeml.runtime.base import ProgramOptions
 from edgeml.runtime.onnxruntime import OnnxRuntime
 from edgeml.tensors import Array
 from edgeml_converters.passes.shapes import real_inputs
+from edgeml_converters.source.files import save_model
 
 #: At most this many values of the largest input are fed in one run.
 _CHUNK_VALUES = 1 << 17
@@ -49,12 +50,11 @@ def tapped(model: onnx.ModelProto, names: Iterable[str], threads: int = 1) -> It
     watching.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted if n not in have)
     with tempfile.TemporaryDirectory(prefix="edgeml-") as folder:
         file = Path(folder) / "tapped.onnx"
-        file.write_bytes(watching.SerializeToString())
+        save_model(watching, file)
         options = ProgramOptions(threads, extra={"graph_optimization_level": "disable"})
         with closing(OnnxRuntime().prepare(file, options)) as program, closing(
             program.session()
         ) as session:  # fmt: skip
-            file.unlink()
 
             def run(feed: Mapping[str, Array]) -> dict[str, Array]:
                 outputs = session.run(feed)

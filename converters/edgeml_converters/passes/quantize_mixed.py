@@ -30,7 +30,6 @@ from edgeml_converters.layers.latency import node_micros
 from edgeml_converters.layers.sensitivity import local_noise
 from edgeml_converters.layers.sqnr import whole_model
 from edgeml_converters.layers.taps import feeds
-from edgeml_converters.model import model_bytes
 from edgeml_converters.passes.base import (
     CALIBRATION,
     FLOAT,
@@ -44,6 +43,7 @@ from edgeml_converters.passes.base import (
 from edgeml_converters.passes.correct_bias import bias_shifts, corrected
 from edgeml_converters.passes.quantize_static import QuantizeStatic
 from edgeml_converters.quantizer.prepare import prepared
+from edgeml_converters.source.files import save_model
 
 _RUNTIMES = frozenset({"onnxruntime", "openvino"})
 #: An operator counts as slower in 8 bits when it takes this much longer, in both measures.
@@ -191,7 +191,7 @@ class _Work:
     def _times(self, model: onnx.ModelProto) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="edgeml-") as folder:
             file = Path(folder) / "model.onnx"
-            file.write_bytes(model_bytes(model))
+            save_model(model, file)
             feed = self._feed()
             threads = self.context.threads
             return node_micros(file, self.model, self.runtime, feed, threads, self.settings)
@@ -252,7 +252,7 @@ class _Work:
             runs = {}
             for index, model in enumerate(models.values()):
                 file = Path(folder) / f"{index}.onnx"
-                file.write_bytes(model_bytes(model))
+                save_model(model, file)
                 program = stack.enter_context(closing(runtime.prepare(file, options)))
                 session = stack.enter_context(closing(program.session()))
                 runs[str(index)] = lambda session=session: session.run(feed)
