@@ -172,6 +172,7 @@ def test_a_file_that_vanishes_meanwhile_is_one_line(tmp_path, low):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # gigabytes, on a disk that others use as well
 def test_a_model_of_more_than_2_gib_becomes_a_bundle(tmp_path, own_profile):
     rows, width = 525_000, 1024
     assert rows * width * 4 > stored.LIMIT
