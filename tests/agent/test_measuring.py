@@ -14,10 +14,11 @@ from edgeml.errors import DeviceError, NotTrustedError, UnreachableError
 from edgeml.hardware import DeviceFacts
 from edgeml.manifest import Evidence, EvidenceState, Lineage, Manifest, Tolerance, Variant
 from edgeml.messages.measuring import MeasureOrder
-from edgeml.messages.payloads import Ref, Rpc
+from edgeml.messages.payloads import DesiredState, Ref, Rpc
 from edgeml.runtime.bind import binding_identity
 from edgeml.runtime.golden import save_arrays
 from edgeml.tensors import TensorSpec
+from edgeml.trust import desired
 from edgeml.trust.envelope import DirectorKeys
 from edgeml.trust.measuring import sign, verify
 from edgeml.trust.repository import TrustRepository
@@ -380,6 +381,9 @@ def test_verify(tmp_path):
     ):
         with pytest.raises(NotTrustedError, match=said):
             verify(sign(good, signer), keys, **{**context, **change})
+    other = desired.sign(DesiredState("f", "dev1", 9, {}), signer)
+    with pytest.raises(NotTrustedError, match="envelope holds"):  # signed, but for something else
+        verify(other, keys, **context)
     newer = msgspec.structs.replace(good, schema=99)
     with pytest.raises(NotTrustedError, match="schema 99"):
         verify(sign(newer, signer), keys, **context)
