@@ -234,7 +234,7 @@ def curve(
         cluster: The cluster.
         moments: Of the layers of the graph.
         keep: At least this many classes stay.
-        multiple: Steps of more than half of this are steps of it.
+        multiple: Channels are computed in multiples of this: steps must meet them.
     """
     mine = set(cluster.classes)
     parts: list[_Part] = []
@@ -249,12 +249,13 @@ def curve(
             parts.append(_Part(one, group, one.weights[group], places))
     vectors = _vectors(trace, mine)
     alive, steps, errors, total = list(cluster.classes), [], [], 0.0
-    stride = max(1, (len(alive) - keep) // _STEPS)
-    stride = -(-stride // multiple) * multiple if 2 * stride > multiple else stride
+    stride = _stride(len(alive) - keep, multiple)
     while len(alive) > keep:
         scores = sum((part.scores(alive) for part in parts), np.zeros(len(alive)))
         order = [alive[i] for i in np.argsort(scores, kind="stable")]
-        chosen = _allowed(order, vectors, min(stride, len(alive) - keep))
+        # The first step takes what is over, so that multiples are met from then on.
+        count = len(alive) % stride or stride
+        chosen = _allowed(order, vectors, min(count, len(alive) - keep))
         if not chosen:
             break
         total += sum(part.eliminate(chosen) for part in parts)
@@ -262,6 +263,14 @@ def curve(
         steps.append(chosen)
         errors.append(total)
     return Curve(cluster, tuple(steps), tuple(errors))
+
+
+def _stride(classes: int, multiple: int) -> int:
+    """Return how many classes go in one step: a divisor of the multiple, or multiples of it."""
+    least = max(1, classes // _STEPS)
+    return next(
+        (n for n in range(least, multiple) if multiple % n == 0), -(-least // multiple) * multiple
+    )
 
 
 def _vectors(trace: Trace, classes: set[int]) -> list[dict[int, int]]:
