@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from edgeml.bundle import Bundle
-from edgeml.hardware import DeviceFacts
+from edgeml.hardware import DeviceFacts, HardwareProfile
 from edgeml.report import Report, write
 from edgeml.runtime.facts import device_facts, host_line
 from edgeml.tracking import open_tracker
@@ -34,7 +35,16 @@ from edgeml_converters.processing.apply import open_data, processed
 from edgeml_converters.results import ConvertResult
 from edgeml_converters.search import EFFORTS, Found, Terms, search
 from edgeml_converters.search.progress import Progress, duration
-from edgeml_converters.shared import bench_for, judged_by, lineage_of, notes_of, write_shared
+from edgeml_converters.search.run import Elsewhere
+from edgeml_converters.shared import (
+    Judged,
+    Shared,
+    bench_for,
+    judged_by,
+    lineage_of,
+    notes_of,
+    write_shared,
+)
 from edgeml_converters.source import Source
 from edgeml_converters.track import record
 
@@ -152,27 +162,10 @@ def convert(
         terms = msgspec.structs.replace(terms, notes=notes_of(given, source))
         kept = Cache(default_folder() if cache else None)
         context = key_of(code_digest(), lineage.tools, host_line(facts))
-        found: list[Found] = []
-        benches: list[Bench] = []
-        attempts: list[Attempt] = []
-        started = time.monotonic()
         with Pool(_limits(facts), folder) as pool:
-            for number, one in enumerate(profiles):
-                run = key_of(context, shared.digests, one, metric, max_drop, terms, threads, seed)
-                attempt = Attempt(kept, run, fresh, resume)
-                _tell(attempt, resume, progress)
-                args = (facts.cores, pool, kept, attempt, context)
-                bench = bench_for(shared, source, one, threads, seed, jobs, *args)
-                progress(f"{one.name}: threads {bench.threads}, {judged.runs} samples")
-                judge = Judge(judged.metric, judged.labels, max_drop)
-                news = Progress(progress, status, _share(budget_s, started, len(profiles) - number))
-                found.append(
-                    search(one, source, bench, judge, facts, terms, news, devices.get(one.name))
-                )
-                benches.append(bench)
-                attempts.append(attempt)
-                if found[-1].partial:
-                    break
+            every = _Every(source, shared, judged, facts, terms, pool, kept, context)
+            how = _How(metric, max_drop, threads, seed, jobs, resume, fresh, budget_s)
+            found = every.search(profiles, how, devices, progress, status)
             contents = Contents(
                 name=place.name,
                 version=version,
@@ -185,15 +178,78 @@ def convert(
                 score=found[0].trials[0].score,
                 objective=objective,
             )
-            bundle, results, told = make_bundle(found, benches, contents, place.out)
-        for one_found, attempt in zip(found, attempts, strict=True):
-            if not one_found.partial:
-                attempt.finish()
+            bundle, results, told = make_bundle(found, every.benches, contents, place.out)
+        every.finish()
         if report is not None:
             write(told, Path(report))
     result = ConvertResult(str(place.out), results, bundle.digest, place.name, version)
     keep(result, bundle, told)
     return result
+
+
+class _How(msgspec.Struct, frozen=True):
+    """Options of the searches, as they were given."""
+
+    metric: str | None
+    max_drop: float
+    threads: int | None
+    seed: int
+    jobs: int
+    resume: bool
+    fresh: bool
+    budget_s: float | None
+
+
+@dataclass
+class _Every:
+    """The searches for all profiles of a run."""
+
+    source: Source
+    shared: Shared
+    judged: Judged
+    facts: DeviceFacts
+    terms: Terms
+    pool: Pool
+    cache: Cache
+    context: str
+    benches: list[Bench] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+
+    def search(
+        self,
+        profiles: Sequence[HardwareProfile],
+        how: _How,
+        devices: Mapping[str, Elsewhere],
+        say: Callable[[str], None],
+        show: Callable[[str], None] | None,
+    ) -> list[Found]:
+        """Search for one profile after the other; an interrupted search is the last."""
+        found: list[Found] = []
+        started = time.monotonic()
+        for number, one in enumerate(profiles):
+            given = (how.metric, how.max_drop, self.terms, how.threads, how.seed)
+            run = key_of(self.context, self.shared.digests, one, given)
+            attempt = Attempt(self.cache, run, how.fresh, how.resume)
+            _tell(attempt, how.resume, say)
+            bench = bench_for(
+                self.shared, self.source, one, how.threads, how.seed, how.jobs,
+                self.facts.cores, self.pool, self.cache, attempt, self.context,
+            )  # fmt: skip
+            say(f"{one.name}: threads {bench.threads}, {self.judged.runs} samples")
+            judge = Judge(self.judged.metric, self.judged.labels, how.max_drop)
+            news = Progress(say, show, _share(how.budget_s, started, len(profiles) - number))
+            args = (self.facts, self.terms, news, devices.get(one.name))
+            found.append(search(one, self.source, bench, judge, *args))
+            self.benches.append(bench)
+            if found[-1].partial:
+                break
+            self.attempts.append(attempt)
+        return found
+
+    def finish(self) -> None:
+        """Say of all whole searches that they have ended: they can be taken again."""
+        for attempt in self.attempts:
+            attempt.finish()
 
 
 def _keeper(

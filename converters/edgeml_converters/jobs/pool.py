@@ -177,6 +177,7 @@ class _Server:
             )  # fmt: skip
 
     def ended(self) -> bool:
+        """Whether it runs no longer."""
         return self._process.poll() is not None
 
     def hand_over(self, end: socket.socket) -> None:
@@ -192,6 +193,7 @@ class _Server:
             raise ServerGoneError(f"the process that starts jobs is gone: {error}") from error
 
     def close(self) -> None:
+        """End it, and what it started."""
         self._control.close()
         try:
             self._process.wait(5.0)
