@@ -79,6 +79,7 @@ class _Fold:
     ee: float = 0.0
 
     def add(self, other: _Fold) -> _Fold:
+        """Return the sums over both."""
         return _Fold(self.xx + other.xx, self.xe + other.xe, self.ee + other.ee)
 
 
