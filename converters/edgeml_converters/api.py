@@ -13,10 +13,12 @@ import msgspec
 
 from edgeml.bundle import Bundle
 from edgeml.hardware import DeviceFacts, HardwareProfile
+from edgeml.manifest import Lineage
 from edgeml.report import Report, write
 from edgeml.runtime.facts import device_facts, host_line
 from edgeml.tracking import open_tracker
 from edgeml_converters.before import (
+    Place,
     check_bundle,
     check_options,
     check_place,
@@ -27,6 +29,7 @@ from edgeml_converters.before import (
 )
 from edgeml_converters.cache import Attempt, Cache, code_digest, default_folder, key_of
 from edgeml_converters.candidates import Bench
+from edgeml_converters.data import EvaluationData
 from edgeml_converters.jobs import Limits, Pool
 from edgeml_converters.judge import Judge
 from edgeml_converters.on_device import benches_on
@@ -145,38 +148,27 @@ def convert(
     keep = _keeper(track, asked, progress)
     terms = Terms(EFFORTS[effort], objective, allow_partial)
     with workplace() as folder:
-        with ThreadPoolExecutor(1) as beside:
-            looking = beside.submit(device_facts)  # processes of its own, beside the next lines
-            source = processed(Source.open(model, shape), preprocess, postprocess)
-            check_types(source)
-            place = check_bundle(source, name, version, out)
-            if report is not None:
-                check_place(Path(report) / "report.html", "--report")
-            given = open_data(data, source, seed, preprocess)
-            judged = judged_by(given, source, metric, terms.effort, seed)
-            facts = looking.result()
+        facts, source = _beside(
+            lambda: processed(Source.open(model, shape), preprocess, postprocess)
+        )
+        check_types(source)
+        place = check_bundle(source, name, version, out)
+        if report is not None:
+            check_place(Path(report) / "report.html", "--report")
+        given = open_data(data, source, seed, preprocess)
+        judged = judged_by(given, source, metric, terms.effort, seed)
         lineage = lineage_of(source, given, seed, facts)
         shared = write_shared(folder, source, given, judged)
-        for arrays in (given.calibration, given.test):
-            arrays.clear()  # from here on the files are read: the process stays small
+        forget(given)
         terms = msgspec.structs.replace(terms, notes=notes_of(given, source))
-        kept = Cache(default_folder() if cache else None)
         context = key_of(code_digest(), lineage.tools, host_line(facts))
         with Pool(_limits(facts), folder) as pool:
+            kept = Cache(default_folder() if cache else None)
             every = _Every(source, shared, judged, facts, terms, pool, kept, context)
             how = _How(metric, max_drop, threads, seed, jobs, resume, fresh, budget_s)
             found = every.search(profiles, how, devices, progress, status)
-            contents = Contents(
-                name=place.name,
-                version=version,
-                lineage=lineage,
-                samples=judged.samples,
-                labels=judged.labels,
-                classes=source.classes or given.classes,
-                steps=source.steps,
-                given=given.given,
-                score=found[0].trials[0].score,
-                objective=objective,
+            contents = _contents(
+                place, version, lineage, judged, given, source, found[0], objective
             )
             bundle, results, told = make_bundle(found, every.benches, contents, place.out)
         every.finish()
@@ -185,6 +177,45 @@ def convert(
     result = ConvertResult(str(place.out), results, bundle.digest, place.name, version)
     keep(result, bundle, told)
     return result
+
+
+def _beside(work: Callable[[], Source]) -> tuple[DeviceFacts, Source]:
+    """Do some work while this machine is looked at, which takes processes of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(device_facts)
+        done = work()
+        return looking.result(), done
+
+
+def forget(given: EvaluationData) -> None:
+    """Let go of the arrays: from here on the files are read, and the process stays small."""
+    for arrays in (given.calibration, given.test):
+        arrays.clear()
+
+
+def _contents(
+    place: Place,
+    version: str,
+    lineage: Lineage,
+    judged: Judged,
+    given: EvaluationData,
+    source: Source,
+    found: Found,
+    objective: str,
+) -> Contents:
+    """Return what goes into the bundle besides the searches' outcome."""
+    return Contents(
+        name=place.name,
+        version=version,
+        lineage=lineage,
+        samples=judged.samples,
+        labels=judged.labels,
+        classes=source.classes or given.classes,
+        steps=source.steps,
+        given=given.given,
+        score=found.trials[0].score,
+        objective=objective,
+    )
 
 
 class _How(msgspec.Struct, frozen=True):
