@@ -151,10 +151,7 @@ def convert(
         facts, source = _beside(
             lambda: processed(Source.open(model, shape), preprocess, postprocess)
         )
-        check_types(source)
-        place = check_bundle(source, name, version, out)
-        if report is not None:
-            check_place(Path(report) / "report.html", "--report")
+        place = _place(source, name, version, out, report)
         given = open_data(data, source, seed, preprocess)
         judged = judged_by(given, source, metric, terms.effort, seed)
         lineage = lineage_of(source, given, seed, facts)
@@ -162,14 +159,12 @@ def convert(
         forget(given)
         terms = msgspec.structs.replace(terms, notes=notes_of(given, source))
         context = key_of(code_digest(), lineage.tools, host_line(facts))
+        how = _How(metric, max_drop, threads, seed, jobs, resume, fresh, budget_s)
+        kept = Cache(default_folder() if cache else None)
         with Pool(_limits(facts), folder) as pool:
-            kept = Cache(default_folder() if cache else None)
             every = _Every(source, shared, judged, facts, terms, pool, kept, context)
-            how = _How(metric, max_drop, threads, seed, jobs, resume, fresh, budget_s)
             found = every.search(profiles, how, devices, progress, status)
-            contents = _contents(
-                place, version, lineage, judged, given, source, found[0], objective
-            )
+            contents = _contents(place, version, lineage, judged, given, every, found[0])
             bundle, results, told = make_bundle(found, every.benches, contents, place.out)
         every.finish()
         if report is not None:
@@ -177,6 +172,21 @@ def convert(
     result = ConvertResult(str(place.out), results, bundle.digest, place.name, version)
     keep(result, bundle, told)
     return result
+
+
+def _place(
+    source: Source,
+    name: str | None,
+    version: str,
+    out: str | Path | None,
+    report: str | Path | None,
+) -> Place:
+    """Check a source, and where its bundle and its report go."""
+    check_types(source)
+    place = check_bundle(source, name, version, out)
+    if report is not None:
+        check_place(Path(report) / "report.html", "--report")
+    return place
 
 
 def _beside(work: Callable[[], Source]) -> tuple[DeviceFacts, Source]:
@@ -199,9 +209,8 @@ def _contents(
     lineage: Lineage,
     judged: Judged,
     given: EvaluationData,
-    source: Source,
+    every: _Every,
     found: Found,
-    objective: str,
 ) -> Contents:
     """Return what goes into the bundle besides the searches' outcome."""
     return Contents(
@@ -210,11 +219,11 @@ def _contents(
         lineage=lineage,
         samples=judged.samples,
         labels=judged.labels,
-        classes=source.classes or given.classes,
-        steps=source.steps,
+        classes=every.source.classes or given.classes,
+        steps=every.source.steps,
         given=given.given,
         score=found.trials[0].score,
-        objective=objective,
+        objective=every.terms.objective,
     )
 
 
