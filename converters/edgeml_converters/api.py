@@ -140,38 +140,56 @@ def convert(
         UnreachableError: The place to track to, the fleet or its devices do not answer.
     """
     profiles = profiles_of([profile] if isinstance(profile, str) else list(profile))
-    check_options(objective, effort, max_drop, threads, jobs)
-    check_run(objective, budget_s, resume, fresh, cache)
+    _check(objective, effort, max_drop, threads, jobs, budget_s, resume, fresh, cache)
     devices = benches_on(on_device, server, token, profiles, objective) if on_device else {}
     asked = {"objective": objective, "effort": effort, "metric": metric, "max_drop": max_drop,
              "threads": threads, "seed": seed, "shape": shape or None, "data": data}  # fmt: skip
     keep = _keeper(track, asked, progress)
-    terms = Terms(EFFORTS[effort], objective, allow_partial)
     with workplace() as folder:
         facts, source = _beside(
             lambda: processed(Source.open(model, shape), preprocess, postprocess)
         )
         place = _place(source, name, version, out, report)
         given = open_data(data, source, seed, preprocess)
-        judged = judged_by(given, source, metric, terms.effort, seed)
+        judged = judged_by(given, source, metric, EFFORTS[effort], seed)
         lineage = lineage_of(source, given, seed, facts)
-        shared = write_shared(folder, source, given, judged)
-        forget(given)
-        terms = msgspec.structs.replace(terms, notes=notes_of(given, source))
+        shared = _written(folder, source, given, judged)
+        terms = Terms(EFFORTS[effort], objective, allow_partial, notes_of(given, source))
         context = key_of(code_digest(), lineage.tools, host_line(facts))
         how = _How(metric, max_drop, threads, seed, jobs, resume, fresh, budget_s)
-        kept = Cache(default_folder() if cache else None)
         with Pool(_limits(facts), folder) as pool:
+            kept = Cache(default_folder() if cache else None)
             every = _Every(source, shared, judged, facts, terms, pool, kept, context)
             found = every.search(profiles, how, devices, progress, status)
             contents = _contents(place, version, lineage, judged, given, every, found[0])
             bundle, results, told = make_bundle(found, every.benches, contents, place.out)
-        every.finish()
-        if report is not None:
-            write(told, Path(report))
+            every.finish()
+        _write(told, report)
     result = ConvertResult(str(place.out), results, bundle.digest, place.name, version)
     keep(result, bundle, told)
     return result
+
+
+def _check(
+    objective: str,
+    effort: str,
+    max_drop: float,
+    threads: int | None,
+    jobs: int,
+    budget_s: float | None,
+    resume: bool,
+    fresh: bool,
+    cache: bool,
+) -> None:
+    """Check the options, before any work is done."""
+    check_options(objective, effort, max_drop, threads, jobs)
+    check_run(objective, budget_s, resume, fresh, cache)
+
+
+def _write(told: Report, folder: str | Path | None) -> None:
+    """Write the report beside the bundle, where that is asked for."""
+    if folder is not None:
+        write(told, Path(folder))
 
 
 def _place(
@@ -197,10 +215,12 @@ def _beside(work: Callable[[], Source]) -> tuple[DeviceFacts, Source]:
         return looking.result(), done
 
 
-def forget(given: EvaluationData) -> None:
-    """Let go of the arrays: from here on the files are read, and the process stays small."""
+def _written(folder: Path, source: Source, given: EvaluationData, judged: Judged) -> Shared:
+    """Write the files that all searches read, and let go of the arrays: the process stays small."""
+    shared = write_shared(folder, source, given, judged)
     for arrays in (given.calibration, given.test):
         arrays.clear()
+    return shared
 
 
 def _contents(
