@@ -15,7 +15,7 @@ FLAGS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fleet") / "data"
     made = FleetServer(folder)
@@ -23,15 +23,16 @@ def server(tmp_path_factory):
     made.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def swarm(server):
     made = Swarm(server)
     yield made
     made.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """Not for the whole session: while Playwright is open, no test can have a loop of its own."""
     path = chromium()
     assert path, "no Chromium that starts: apt-get install chromium"
     with sync_playwright() as playwright:
@@ -66,7 +67,7 @@ def watched(browser, server, *, fine=(), **options):
     assert not [text for text in wrong if not any(re.search(f, text) for f in fine)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def session(browser, server):
     """The cookies of one login."""
     context = browser.new_context()

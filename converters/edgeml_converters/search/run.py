@@ -283,7 +283,9 @@ class _Search:
         """Measure those that may still win, together."""
         if self.misfit:
             return
-        names = finalists(self._candidates(), self.terms.objective, self.effort.finalists)
+        usable = not self._base_problem()
+        most = self.effort.finalists
+        names = finalists(self._candidates(), self.terms.objective, most, needs_gain=usable)
         chosen = [trial for trial in self.trials if trial.id in names]
         self.parked.keep([self.base, *chosen])
         heat = self._heat("final rounds", self.effort.rounds, 1.0)
@@ -335,12 +337,8 @@ class _Search:
         Raises:
             GateError: Nothing passes.
         """
-        if not baseline_allowed(self.profile) or (self.misfit and self.profile.kind != "cpu"):
-            self.base.fail(Standing.FAILED, "baseline only: the profile does not run it")
-        elif self.base.built is not None:
-            reason = problem(self.profile, self.base.built.traits, self.base.built.inputs)
-            if reason:
-                self.base.fail(Standing.FAILED, reason)
+        if reason := self._base_problem():
+            self.base.fail(Standing.FAILED, reason)
         choice = self._choose()
         while self._doubtful(choice.winner):
             trial = next(t for t in self.trials if t.id == choice.winner)
@@ -356,8 +354,18 @@ class _Search:
         self._others(choice.winner)
         return choice
 
+    def _base_problem(self) -> str:
+        """Return why a device of this profile cannot run the source as it is; empty when it can."""
+        if not baseline_allowed(self.profile) or (self.misfit and self.profile.kind != "cpu"):
+            return "baseline only: the profile does not run it"
+        if self.base.built is None:
+            return ""
+        return problem(self.profile, self.base.built.traits, self.base.built.inputs)
+
     def _doubtful(self, winner: str) -> bool:
         """Whether a winner is one that has to show its gain again."""
+        if not self.base.alive:  # it did not win by a gain over the source
+            return False
         by_speed = self.terms.objective in ("latency", "energy")
         here = not self.misfit and self.elsewhere is None
         return winner != self.base.id and by_speed and here and self._time()

@@ -19,7 +19,9 @@ CONFIRMED = 1.0
 _MAY_WIN = (Standing.PASSED, Standing.UNDECIDED)
 
 
-def finalists(candidates: Sequence[Candidate], objective: str, most: int) -> frozenset[str]:
+def finalists(
+    candidates: Sequence[Candidate], objective: str, most: int, *, needs_gain: bool = True
+) -> frozenset[str]:
     """Return the ids of those that may still win, by their first figures.
 
     Who is surely behind the best decided one, or surely no gain, is not measured any longer.
@@ -28,6 +30,7 @@ def finalists(candidates: Sequence[Candidate], objective: str, most: int) -> fro
         candidates: With the figures of the first measurement; the baseline may be among them.
         objective: What counts.
         most: So many at most, the best first.
+        needs_gain: Whether the source itself may win: then only a gain over it counts.
     """
     known = [
         c
@@ -35,11 +38,12 @@ def finalists(candidates: Sequence[Candidate], objective: str, most: int) -> fro
         if c.verdict in _MAY_WIN and c.id != BASELINE and c.latency_ms is not None
     ]
     if objective in ("latency", "energy"):
-        known = [c for c in known if (gain := _gain(c, objective)) and gain.interval[1] > MIN_GAIN]
+        least = MIN_GAIN if needs_gain else 0.0
+        known = [c for c in known if (gain := _gain(c, objective)) and gain.interval[1] > least]
         decided = [c for c in known if c.verdict == Standing.PASSED]
         sure = max((_low(c, objective) for c in decided), default=0.0)
         known = [c for c in known if _high(c, objective) >= sure]
-        if sure > MIN_GAIN:
+        if sure > least:
             known = [c for c in known if c.verdict == Standing.PASSED] or known
         known.sort(key=lambda c: -(_high(c, objective) + _low(c, objective)))
     else:
