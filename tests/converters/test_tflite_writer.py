@@ -100,6 +100,36 @@ def joined():
     return graph(nodes, IMAGE, [1, 7, 9, 7], w=normal(3, 4, 3, 3), b=normal(3))
 
 
+def joined_clamps(second, *bounds):
+    """Clamps whose outputs share a scale with values that reach further, on both sides."""
+    nodes = [
+        node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
+        node("Relu", ["c"], ["r"]),
+        node("Add", ["x", "x"], ["a"]),
+        node(second, ["a", *(f"k{i}" for i in range(len(bounds)))], ["d"]),
+        node("Concat", ["r", "d", "x"], ["y"], axis=1),
+    ]
+    made = {f"k{i}": np.array(v, np.float32) for i, v in enumerate(bounds)}
+    weights = {"w": 3 * normal(3, 4, 3, 3), "b": normal(3)}
+    return graph(nodes, IMAGE, [1, 11, 9, 7], **weights, **made)
+
+
+def shuffled():
+    """Grouped convolution, its channels dealt out, and another one (as ShuffleNet has them)."""
+    shape = [1, 6, 5, 4]
+    nodes = [
+        node("Conv", ["x", "w", "b"], ["c"], group=3),
+        node("Reshape", ["c", "split"], ["s"]),
+        node("Transpose", ["s"], ["t"], perm=[0, 2, 1, 3, 4]),
+        node("Reshape", ["t", "join"], ["j"]),
+        node("Conv", ["j", "w", "b"], ["y"], group=3),
+    ]
+    return graph(
+        nodes, shape, shape, w=normal(6, 2, 1, 1), b=normal(6),
+        split=ints(1, 3, 2, 5, 4), join=ints(1, -1, 5, 4),
+    )  # fmt: skip
+
+
 def channels_last_in():
     nodes = [
         node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
@@ -137,11 +167,41 @@ CASES = {
         "AveragePool", out=IMAGE, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1
     ),
     "avgpool same": lambda: one("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+    "avgpool same, stride, odd": lambda: one(
+        "AveragePool", out=[1, 4, 5, 4], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]
+    ),
+    "avgpool symmetric, stride, even": lambda: one(
+        "AveragePool",
+        shape=[1, 4, 8, 10],
+        out=[1, 4, 4, 4],
+        kernel_shape=[3, 5],
+        strides=[2, 3],
+        pads=[1, 2, 1, 2],
+    ),
+    "avgpool ceil": lambda: one(
+        "AveragePool",
+        shape=[1, 4, 8, 8],
+        out=[1, 4, 4, 4],
+        kernel_shape=[3, 3],
+        strides=[2, 2],
+        ceil_mode=1,
+    ),
+    "maxpool ceil": lambda: one(
+        "MaxPool",
+        shape=[1, 4, 8, 8],
+        out=[1, 4, 4, 4],
+        kernel_shape=[3, 3],
+        strides=[2, 2],
+        ceil_mode=1,
+    ),
     "global average": lambda: one("GlobalAveragePool", out=[1, 4, 1, 1]),
     "mean": lambda: one("ReduceMean", out=[1, 4], axes=[2, 3], keepdims=0),
     "mean over channels": lambda: one("ReduceMean", out=[1, 9, 7], axes=[1], keepdims=0),
     "reshape": lambda: one("Reshape", ints(1, 2, 18, 7), out=[1, 2, 18, 7]),
     "squeeze": lambda: one("Squeeze", ints(0), out=[4, 9, 7]),
+    "reshape to rows of a sequence": lambda: one("Reshape", ints(1, 4, 63), out=[1, 4, 63]),
+    "reshape with ones": lambda: one("Reshape", ints(4, 1, 9, 1, 7), out=[4, 1, 9, 1, 7]),
+    "shuffled channels": shuffled,
     "transpose": lambda: one("Transpose", out=[1, 7, 9, 4], perm=[0, 3, 2, 1]),
     "pad": lambda: one("Pad", ints(0, 0, 1, 2, 0, 0, 0, 1), out=[1, 4, 10, 10]),
     "relu": lambda: one("Relu"),
@@ -154,6 +214,9 @@ CASES = {
     "residual with relu6": residual,
     "concat": joined,
     "channels last outside": channels_last_in,
+    "clamps before a concat": lambda: joined_clamps("Relu"),
+    "relu6 before a concat": lambda: joined_clamps("Clip", 0, 6),
+    "clip to 1 before a concat": lambda: joined_clamps("Clip", -1, 1),
 }
 
 
@@ -273,6 +336,37 @@ def test_what_does_not_pay_is_not_folded(options):
     shape = options["x"]
     stored = quantised(conv(**options), [normal(*shape)])
     assert "SPACE_TO_DEPTH" not in operators(write(stored, float_io=True))
+
+
+def test_shuffled_channels_cost_one_transpose():
+    stored = quantised(shuffled(), [normal(1, 6, 5, 4)])
+    assert operators(write(stored)).count("TRANSPOSE") == 1
+
+
+def test_a_clamp_that_tflite_does_not_know_is_refused():
+    with pytest.raises(ModelError, match="Add_a.*share a wider scale"):
+        write(quantised(joined_clamps("Clip", -2, 3), [normal(*IMAGE)]))
+
+
+def test_no_activation_function_clamps_more_than_the_model_does():
+    """Saturation ends the values at -1 here; RELU6, which fits above, would end them at 0."""
+    model = joined_clamps("Clip", -1, 6)
+    del model.graph.node[-1].input[2], model.graph.node[-1].input[0]
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4
+    stored = quantised(model, [normal(*IMAGE)])
+    for constant in stored.graph.initializer:
+        if constant.name in ("d_scale", "y_scale"):
+            constant.CopyFrom(numpy_helper.from_array(np.array(0.05, np.float32), constant.name))
+        if constant.name in ("d_zero_point", "y_zero_point"):
+            constant.CopyFrom(numpy_helper.from_array(np.array(-108, np.int8), constant.name))
+    with pytest.raises(ModelError, match="share a wider scale"):
+        write(stored)
+
+
+def test_a_mean_that_no_window_of_tflite_takes_is_refused():
+    model = one("AveragePool", out=[1, 4, 9, 7], kernel_shape=[3, 3], pads=[2, 1, 0, 1])
+    with pytest.raises(ModelError, match="left out of the mean"):
+        write(quantised(model, [normal(*IMAGE)]))
 
 
 def test_same_model_same_bytes():

@@ -7,6 +7,7 @@ convolution, and a transpose is written only where an operator needs another ord
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ from edgeml_converters.tflite.graph import QdqGraph, Quantised, attributes
 
 #: ONNX's N, C, H, W in the order in which TFLite stores them.
 CHANNELS_LAST = (0, 2, 3, 1)
+#: TFLite's activation functions that clamp, and their bounds.
+_ACTIVATIONS = {"RELU": (0.0, math.inf), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0)}
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -96,6 +99,29 @@ class Context:
         """Add the tensor of a node's output (behind its clamps) and return the value."""
         name, parameters = self.graph.after(node)
         return self.add(parameters, self.graph.shape(name), layout, order)
+
+    def activation(self, node: onnx.NodeProto) -> int:
+        """Return the activation function that does a node's clamp.
+
+        None is needed when the integers reach no further than the clamp: they saturate. They do
+        reach further where the output shares its scale with other tensors (see ``Concat``).
+
+        Raises:
+            ModelError: TFLite has no activation function with these bounds.
+        """
+        low, high = self.graph.clamp(node)
+        _, parameters = self.graph.after(node)
+        scale, zero_point = float(parameters.scale[0]), int(parameters.zero_point[0])
+        least, most = (-128 - zero_point) * scale, (127 - zero_point) * scale
+        below, above = least < low - scale / 2, most > high + scale / 2
+        kinds = self.builder.schema.ActivationFunctionType
+        if not below and not above:
+            return int(kinds.NONE)
+        for name, (start, end) in _ACTIVATIONS.items():
+            exact = start == low or (not below and start <= least)
+            if exact and (end == high or (not above and end >= most)):
+                return int(getattr(kinds, name))
+        raise unsupported(node, f"clip to [{low}, {high}] of values that share a wider scale")
 
     def add(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from onnx import helper, numpy_helper
 from edgeml.errors import ModelError
 from edgeml.tensors import Array
 
-#: Nodes that saturation of the quantised output already does.
+#: Nodes that the operator before them does too, by saturation or by its activation function.
 CLAMPS = frozenset({"Relu", "Clip"})
 #: Nodes whose output may be clamped for free.
 CLAMPABLE = frozenset({"Conv", "Gemm", "MatMul", "Add", "Sub", "Mul"})
@@ -99,7 +100,7 @@ class QdqGraph:
                 yield node
 
     def folds_away(self, node: onnx.NodeProto) -> bool:
-        """Tell whether a clamp is done by the saturation of the operator before it."""
+        """Tell whether a clamp is done by the operator before it."""
         if node.op_type not in CLAMPS:
             return False
         before = self.producers.get(node.input[0])
@@ -108,6 +109,25 @@ class QdqGraph:
             and before.op_type in CLAMPABLE
             and len(self.consumers[node.input[0]]) == 1
         )
+
+    def clamp(self, node: onnx.NodeProto) -> tuple[float, float]:
+        """Return the bounds of the clamp that is part of a node; infinite without one.
+
+        Raises:
+            ModelError: A bound is computed while the model runs.
+        """
+        low, high = -math.inf, math.inf
+        users = self.consumers.get(node.output[0], [])
+        if len(users) != 1 or not self.folds_away(users[0]):
+            return low, high
+        if users[0].op_type == "Relu":
+            return 0.0, high
+        bounds = [low, high]
+        for i, name in enumerate(users[0].input[1:3]):
+            if name and name not in self.constants:
+                raise ModelError(f"bound '{name}' of a Clip is computed while the model runs")
+            bounds[i] = float(self.constants[name]) if name else bounds[i]
+        return bounds[0], bounds[1]
 
     def before(self, name: str) -> Quantised | None:
         """Return how an operator's float input is stored; None when it is not quantised."""

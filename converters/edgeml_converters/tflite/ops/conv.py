@@ -52,6 +52,7 @@ def conv(context: Context, node: onnx.NodeProto) -> None:
         "strideW": strides[1],
         "dilationHFactor": shape.dilations[0],
         "dilationWFactor": shape.dilations[1],
+        "fusedActivationFunction": context.activation(node),
     }
     builtin, table = "CONV_2D", "Conv2DOptions"
     if depthwise:

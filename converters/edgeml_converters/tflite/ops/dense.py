@@ -43,4 +43,5 @@ def dense(context: Context, node: onnx.NodeProto) -> None:
         [value.index, filters, bias],
         [output.index],
         "FullyConnectedOptions",
+        fusedActivationFunction=context.activation(node),
     )

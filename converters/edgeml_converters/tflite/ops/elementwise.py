@@ -32,7 +32,13 @@ def binary(context: Context, node: onnx.NodeProto) -> None:
             indices.append(context.stored_as(value, leader.layout).index)
     output = context.emit(node, leader.layout)
     builtin, options = _BINARY[node.op_type]
-    context.builder.operator(builtin, indices, [output.index], options)
+    context.builder.operator(
+        builtin,
+        indices,
+        [output.index],
+        options,
+        fusedActivationFunction=context.activation(node),
+    )
 
 
 def _constant_side(context: Context, node: onnx.NodeProto, side: int, leader: Value) -> int:

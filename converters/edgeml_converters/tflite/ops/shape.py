@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import onnx
 
-from edgeml_converters.tflite.context import Context, same_order, unsupported
+from edgeml_converters.tflite.context import Context, Value, same_order, unsupported
 
 
 def transpose(context: Context, node: onnx.NodeProto) -> None:
@@ -31,21 +31,69 @@ def reshape(context: Context, node: onnx.NodeProto) -> None:
     """Write RESHAPE for Reshape, Flatten, Squeeze and Unsqueeze.
 
     An image that is stored channels-last and flattened for a dense layer stays as it is: the
-    dense layer moves its weights instead.
+    dense layer moves its weights instead. Else the blocks of axes that a reshape splits or joins
+    keep the order in which they are stored.
     """
     value = context.value(node, 0)
     shape = context.graph.shape(node.output[0])
     straight = tuple(range(len(value.shape)))
-    back = tuple(value.layout.index(axis) for axis in straight)
     order = None
-    if not same_order(value.stored, back):
-        if len(shape) == 2 and shape[0] == 1 and _only_dense_follows(context, node):
-            numbers = np.arange(int(np.prod(value.shape))).reshape(value.shape)
-            order = numbers.transpose(value.layout).ravel()
-        else:
-            value = context.stored_as(value, straight)
-    output = context.emit(node, tuple(range(len(shape))), order)
-    context.reshape(value.index, output.index, shape, node.output[0])
+    layout = tuple(range(len(shape)))
+    flat = len(shape) == 2 and shape[0] == 1 and value.layout != straight
+    if flat and _only_dense_follows(context, node):
+        numbers = np.arange(int(np.prod(value.shape))).reshape(value.shape)
+        order = numbers.transpose(value.layout).ravel()
+        if np.array_equal(order, numbers.ravel()):
+            order = None
+    else:
+        wanted, layout = _kept_layout(value, shape)
+        if not same_order(value.stored, tuple(value.layout.index(axis) for axis in wanted)):
+            value = context.stored_as(value, wanted)
+    output = context.emit(node, layout, order)
+    context.reshape(value.index, output.index, output.stored, node.output[0])
+
+
+def _kept_layout(value: Value, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the layouts before and after a reshape that move as little as possible.
+
+    A reshape only splits and joins neighbouring axes. Axes that are split or joined must be stored
+    side by side and in order; these blocks themselves stay in the order in which they are stored.
+    So shuffled channels (split, swap, join) cost one transpose, and an image stays channels-last.
+
+    Args:
+        value: What is reshaped.
+        shape: The shape that it gets, in ONNX's order of axes.
+    """
+
+    def place(axes: list[int]) -> int:
+        places = [value.layout.index(a) for a in axes if value.shape[a] != 1]
+        return min(places or [value.layout.index(axes[0])])
+
+    blocks = sorted(_blocks(value.shape, shape), key=lambda block: place(block[0]))
+    before = tuple(axis for block in blocks for axis in block[0])
+    return before, tuple(axis for block in blocks for axis in block[1])
+
+
+def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Return the smallest runs of old and new axes that hold the same number of values."""
+    if 0 in old or not old or not new:
+        return [(list(range(len(old))), list(range(len(new))))]
+    blocks: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) and j < len(new):
+        block, left, right = ([i], [j]), old[i], new[j]
+        i, j = i + 1, j + 1
+        while left != right:
+            if left < right:
+                block[0].append(i)
+                left, i = left * old[i], i + 1
+            else:
+                block[1].append(j)
+                right, j = right * new[j], j + 1
+        blocks.append(block)
+    blocks[-1][0].extend(range(i, len(old)))
+    blocks[-1][1].extend(range(j, len(new)))
+    return blocks
 
 
 def _only_dense_follows(context: Context, node: onnx.NodeProto) -> bool:
