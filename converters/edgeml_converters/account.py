@@ -143,7 +143,9 @@ def _profile(result: ProfileResult, rounds: Mapping[str, Sequence[float]]) -> Se
             f"Measured once more in new processes, the winner is {result.confirmed.value:.2f} x "
             f"[{low:.2f}, {high:.2f}] as fast as the source."
         )
-    text += [f"The winner otherwise: {words.threads(one)}." for one in result.other_threads]
+    text += [
+        f"With other threads or batches: {words.threads(one)}." for one in result.other_threads
+    ]
     ran = [(n, c) for n, c in enumerate(result.candidates, 1) if c.sqnr_db is not None]
     columns = _columns([c for _, c in ran])
     heads = (Column("#", number=True), Column("candidate"), *(column for column, _ in columns))
@@ -222,7 +224,7 @@ def _columns(shown: Sequence[Candidate]) -> list[tuple[Column, Callable[[Candida
             lambda c: f"{words.latency(c)}, {words.tail(c)}" if c.latency_ms else words.NOTHING,
         ),
         ("times as fast [95 %]", words.speedup),
-        ("metric", words.metric),
+        (words.metric_name(shown), words.metric),
         ("drop (95 % bound)", words.drop),
         ("SQNR dB", words.sqnr),
         ("size", lambda c: words.size(c.size_bytes or None)),

@@ -23,6 +23,7 @@ from edgeml_converters.before import (
     check_options,
     check_place,
     check_run,
+    check_threads,
     check_types,
     profiles_of,
     workplace,
@@ -149,6 +150,8 @@ def convert(
         facts, source = _beside(
             lambda: processed(Source.open(model, shape), preprocess, postprocess)
         )
+        if not devices:
+            check_threads(threads, profiles, facts)
         place = _place(source, name, version, out, report)
         given = open_data(data, source, seed, preprocess)
         judged = judged_by(given, source, metric, EFFORTS[effort], seed)

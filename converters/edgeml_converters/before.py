@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgeml.bundle.check import check_manifest
 from edgeml.errors import ModelError, UsageError, nearest
-from edgeml.hardware import HardwareProfile, load_profile
+from edgeml.hardware import DeviceFacts, HardwareProfile, fits, load_profile
 from edgeml.manifest import Lineage, Manifest
 from edgeml.runtime.energy import EnergyCounter
 from edgeml_converters.choose import OBJECTIVES
@@ -65,11 +65,30 @@ def check_options(
         if value not in known:
             raise UsageError(f"unknown {what} '{value}'", nearest(value, known))
     if not 0.0 <= max_drop < float("inf"):
-        raise UsageError(f"max_drop is {max_drop}, expected a number that is not negative")
+        raise UsageError(
+            f"max_drop is {max_drop}, expected a number that is not negative", "for example 0.01"
+        )
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}, expected at least 1")
     if jobs < 1:
         raise UsageError(f"jobs is {jobs}, expected at least 1")
+
+
+def check_threads(
+    threads: int | None, profiles: Sequence[HardwareProfile], facts: DeviceFacts
+) -> None:
+    """Check a number of threads against this machine, where a profile is measured on it.
+
+    Raises:
+        UsageError: There are fewer processors: the source would crawl, and all seem to gain.
+    """
+    here = [profile.name for profile in profiles if not fits(profile, facts)]
+    if threads is not None and here and threads > facts.cores:
+        raise UsageError(
+            f"--threads is {threads}, and this machine, which is measured for {here[0]}, has "
+            f"{facts.cores} processors",
+            f"give {facts.cores} at most, or measure on a device with more: --on-device",
+        )
 
 
 def check_run(

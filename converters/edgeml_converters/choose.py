@@ -196,6 +196,9 @@ def _reason(
         return _join(c.reason, f"{winner.id} gains and is decided")
     if _standing(c, objective) <= _standing(winner, objective) * TIE:
         better = "loses less, loads quicker or is smaller"
+        if cost(winner, objective) == float("inf"):
+            nearer = f"of those that pass, {winner.id} {better}"
+            return _join(c.reason, f"its {objective} was not measured here; {nearer}")
         return _join(c.reason, f"equal to {winner.id} within {TIE - 1:.0%}, which {better}")
     return _join(c.reason, f"{winner.id} is {_better(winner, c, objective)}")
 
@@ -212,7 +215,7 @@ def _won(c: Candidate, base: Candidate, objective: str) -> str:
         best = f"best {objective} of what passes"
         if cost(c, objective) == float("inf"):
             best = f"passes; its {objective} was not measured here"
-        words = f"{best}; the source does not ({base.reason})"
+        words = f"{best}; the source is out ({base.reason})"
     if c.verdict == Standing.UNDECIDED:
         words += f"; nothing decided gains, and {c.reason}"
     return words

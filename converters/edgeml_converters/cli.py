@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from edgeml_converters import words
 from edgeml_converters.lines import Lines
@@ -19,7 +20,7 @@ _HEADS = (
     "candidate",
     "precision",
     "p50 ms",
-    "x faster [95 %]",
+    "times as fast [95 %]",
     "metric",
     "drop",
     "size",
@@ -122,18 +123,27 @@ def convert(
     """
     from edgeml_converters.api import convert as run
 
+    given = click.get_current_context().get_parameter_source
+    for option in ("server", "token"):
+        if asked["on_device"] is None and given(option) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{option} is that of a fleet, and --on-device is not given.")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind then either
     lines = Lines(sys.stderr)
-    result = run(
-        model,
-        list(profiles),
-        shape=shapes,
-        budget_s=budget,
-        report=report,
-        progress=lines.say,
-        status=lines.show,
-        **asked,  # the other options have the names that the function gives them
-    )
+    try:
+        result = run(
+            model,
+            list(profiles),
+            shape=shapes,
+            budget_s=budget,
+            report=report,
+            progress=lines.say,
+            status=lines.show,
+            **asked,  # the other options have the names that the function gives them
+        )
+    except KeyboardInterrupt:
+        if asked["cache"]:
+            lines.say("what was built and measured is kept: the same with --resume goes on")
+        raise
     lines.close()
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
@@ -155,7 +165,9 @@ def summary(result: ConvertResult, report: Path | None = None) -> str:
 
 
 def _profile(result: ProfileResult) -> list[str]:
-    rows = [_HEADS, *(_cells(c, result.winner) for c in result.candidates)]
+    metric = words.metric_name(result.candidates)
+    heads = tuple(metric if head == "metric" else head for head in _HEADS)
+    rows = [heads, *(_cells(c, result.winner) for c in result.candidates)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
     lines = [f"{result.profile} on {result.host}", ""]
     lines += ["  " + _pad(row, widths) for row in rows]

@@ -22,6 +22,8 @@ _RUNTIMES = {
     "litert": (COLOURS["orange"], "^"),
 }
 _OTHER = (COLOURS["grey"], "D")
+#: Characters of a row's name; longer ones would leave no room for the rows themselves.
+_MOST_LABEL = 35
 _SETTINGS: Any = {
     "font.family": "sans-serif",
     "font.size": 9.5,
@@ -93,9 +95,19 @@ def scale_x(axes: Any, values: list[float], spread: float = 8.0) -> None:
         axes.set_xlim(0, high * 1.12)
 
 
+def _short(label: str) -> str:
+    """Return a label that leaves room for what stands beside it: both ends tell names apart."""
+    half = (_MOST_LABEL - 1) // 2
+    return (
+        label
+        if len(label) <= _MOST_LABEL
+        else f"{label[:half]}\N{HORIZONTAL ELLIPSIS}{label[-half:]}"
+    )
+
+
 def rows_y(axes: Any, labels: list[str], bold: int | None = None) -> None:
     """Name the rows of an axis, the first at the top; one of them in bold."""
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), [_short(label) for label in labels])
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     shown = axes.get_yticklabels()  # none on an axis that shares those of its neighbour

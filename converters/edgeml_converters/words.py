@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from edgeml.manifest import Score
 from edgeml.report import figures
@@ -44,6 +45,11 @@ def speedup(candidate: Candidate) -> str:
     if candidate.speedup is None:
         return NOTHING
     return ratio(candidate.speedup.value, candidate.speedup.interval)
+
+
+def metric_name(candidates: Sequence[Candidate]) -> str:
+    """Return what the scores are called; ``metric`` when nothing has one."""
+    return next((c.metric.name for c in candidates if c.metric), "metric")
 
 
 def metric(candidate: Candidate) -> str:

@@ -286,7 +286,10 @@ def _read(path: Path) -> HardwareProfile:
         with path.open("rb") as stream:
             data = stream.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise ProfileError(f"cannot read profile {path}: {error.strerror}") from error
+        raise ProfileError(
+            f"cannot read profile {path}: {error.strerror}",
+            "check the path; 'edgeml profiles' lists the shipped ones",
+        ) from error
     if len(data) > _MAX_BYTES:
         raise ProfileError(f"profile {path} has more than {_MAX_BYTES} bytes")
     try:

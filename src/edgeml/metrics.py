@@ -219,7 +219,10 @@ class _Auc:
         wanted = squeeze(need_labels(labels, outputs, self.name))
         values = {int(v) for v in np.unique(wanted)} if wanted.dtype.kind in "iufb" else set()
         if values != {0, 1} or wanted.ndim != 1:
-            raise DataError(f"metric 'auc' needs labels 0 and 1, both, got {sorted(values)[:5]}")
+            raise DataError(
+                f"metric 'auc' needs labels 0 and 1, both, got {sorted(values)[:5]}",
+                "give such labels, or another metric: top1 takes class numbers",
+            )
         for array in outputs.values():
             scores = squeeze(array)
             if scores.ndim == 2 and scores.shape[1] == 2 and scores.dtype.kind == "f":

@@ -149,3 +149,16 @@ def test_nothing_on_the_front_is_beaten_and_all_else_is(many):
     for c in many:
         beaten = any(beats(point(o), point(c)) for o in many)
         assert beaten == (c.id not in front)
+
+
+def test_equal_is_not_said_of_what_was_not_measured():
+    def unmeasured(recipe, size, **kw):
+        return Candidate("onnxruntime", "fp32", recipe, size_bytes=size, **kw)
+
+    out = unmeasured("fp32", 900, verdict=Standing.FAILED, reason="the profile does not run it")
+    a, b = (unmeasured(n, s, verdict=Standing.PASSED) for n, s in (("cuda", 500), ("rt", 700)))
+    chosen = choose([out, a, b], BASE)
+    assert chosen.winner == a.id
+    assert "the source is out (the profile does not run it)" in chosen.reason
+    assert "was not measured here" in chosen.candidates[2].reason
+    assert "equal" not in chosen.candidates[2].reason

@@ -120,3 +120,18 @@ def test_help_is_quick_for_it_imports_no_toolchain():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_address_of_a_fleet_that_nothing_asks_is_refused(folder, own_profile, capsys):
+    words = ["mlp.onnx", "--profile", own_profile("lean"), "--server", "http://127.0.0.1:1"]
+    assert edgeml(*words) == 2
+    assert "--on-device is not given" in capsys.readouterr().err
+
+
+def test_more_threads_than_processors_are_no_gain(folder, own_profile, capsys):
+    profile = own_profile("lean")
+    assert edgeml("mlp.onnx", "--profile", profile, "--threads", "9999") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert "processors" in told[-2]
+    assert told[-1].startswith("hint: give ")
+    assert sorted(p.name for p in folder.iterdir()) == ["data.npz", "mlp.onnx"]

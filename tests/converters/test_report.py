@@ -189,3 +189,20 @@ def test_the_index_of_a_sweep_leads_to_every_report(result):
     assert "1 of 2" in html
     assert "gains.svg" in files
     assert not re.search(r"https?:|src=", html)
+
+
+def test_long_names_leave_room_for_what_they_name(result):
+    rows = [
+        msgspec.structs.replace(c, recipe=c.recipe + "-pruned50" * 6) for c in result.candidates
+    ]
+    long = msgspec.structs.replace(result, candidates=tuple(rows))
+    rounds = {long.profile: outcomes.rounds(long)}
+    files = render(account("m", "1.0.0", [long], outcomes.lineage(result), rounds, "latency"))
+    svg = files["size-cpu-x86-64.svg"].decode()  # a warning of collapsed axes is an error here
+    assert "\N{HORIZONTAL ELLIPSIS}" in svg
+    assert rows[0].id in files["report.md"].decode()
+
+
+def test_the_column_of_scores_has_the_name_of_the_metric(files):
+    head = next(line for line in files["report.md"].decode().splitlines() if "precision" in line)
+    assert "top1" in head

@@ -305,7 +305,7 @@ def _text(report: dict[str, Any]) -> str:
     """Return the outcome as a table for people."""
     from edgeml.report import figures
 
-    heads = ("candidate", "precision", "p50 ms", "p95 ms", "p99 ms", "x faster [95 %]", "size")
+    heads = ("candidate", "precision", "p50 ms", "p95 ms", "p99 ms", "times as fast [95 %]", "size")
     rows = [heads]
     for row in report["results"]:
         gain = row["speedup"]

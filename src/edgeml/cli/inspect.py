@@ -172,7 +172,14 @@ def _print_model(path: Path, found: dict[str, object]) -> None:
         elif key.endswith("_bytes") and isinstance(value, int):
             click.echo(f"{label.removesuffix(' bytes')}: {size(value)}")
         else:
-            click.echo(f"{label}: {value}")
+            click.echo(f"{label}: {_word(value)}")
+
+
+def _word(value: object) -> object:
+    """Return how a single value is told to people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value == "" else value
 
 
 def _line(item: object, named: bool = False) -> str:
