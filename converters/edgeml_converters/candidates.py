@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,19 +116,24 @@ class Bench:
         """
         files = [_identity(Path(job.folder) / ref.path) for ref in job.variant.files]
         variant = msgspec.structs.replace(job.variant, id="")
-        shared = (self.inputs, self.outputs, file_digest(Path(job.samples)), job.first)
+        shared = (self.inputs, self.outputs, file_digest(Path(job.samples)), job.first, job.few)
         key = key_of("check", self.context, files, variant, shared)
-        results = Path(job.results)
-        place = results.with_name(f"{results.stem}-kept")
-        place.mkdir()
-        if (known := self.cache.take(key, place)) is not None:
-            (place / "outputs.npz").rename(results)
-            return msgspec.msgpack.decode(known, type=Checked)
-        checked = self.pool.run(job, Checked, job.variant.runtime)
-        results.rename(place / "outputs.npz")
-        self.cache.keep(key, msgspec.msgpack.encode(checked), [place / "outputs.npz"])
-        (place / "outputs.npz").rename(results)
-        return checked
+        kept = Path(tempfile.mkdtemp(prefix="kept-", dir=self.work))
+        places = {kept / "outputs.npz": Path(job.results)}
+        if job.few:
+            places[kept / "glimpse.npz"] = Path(job.glimpse)
+        known = self.cache.take(key, kept)
+        if known is None:
+            checked = self.pool.run(job, Checked, job.variant.runtime)
+            made = [(place, file) for place, file in places.items() if file.exists()]
+            for place, file in made:
+                file.rename(place)
+            known = msgspec.msgpack.encode(checked)
+            self.cache.keep(key, known, [place for place, _ in made])
+        for place, file in places.items():
+            if place.exists():
+                place.rename(file)
+        return msgspec.msgpack.decode(known, type=Checked)
 
 
 @dataclass
@@ -136,7 +142,9 @@ class Trial:
 
     ``absent`` means that the device which must run it is not in this machine: then its values are
     checked on the processor, by the same file. ``stage`` is 2 for a recipe that builds on results.
-    ``timed`` says in which measurement its figures were taken, ``first`` or ``final``.
+    ``timed`` says in which measurement its figures were taken, ``first`` or ``final``. ``glimpse``
+    is the file of what it gave for the first few samples, ``results`` of what it gave for all;
+    without the latter its accuracy is not judged. ``waits`` says that it was left out as too slow.
     """
 
     recipe: Recipe
@@ -146,7 +154,9 @@ class Trial:
     folder: Path | None = None
     built: Built | None = None
     checked: Checked | None = None
+    glimpse: Path | None = None
     results: Path | None = None
+    waits: bool = False
     outputs: dict[str, Array] = field(default_factory=dict)
     coverage: Coverage | None = None
     measured: Measured | None = None
@@ -177,6 +187,10 @@ class Trial:
     def recall(self) -> dict[str, Array]:
         """Return its outputs, from memory or from its file."""
         return self.outputs or (samples.load(self.results) if self.results else {})
+
+    def glimpsed(self) -> dict[str, Array]:
+        """Return its outputs for the first few samples."""
+        return samples.load(self.glimpse) if self.glimpse else {}
 
     def identity(self) -> tuple[object, ...]:
         """Return what a measurement of it depends on."""

@@ -125,6 +125,17 @@ def stream(path: Path) -> Iterator[dict[str, Array]]:
             }
 
 
+def count_of(path: Path) -> int:
+    """Return the number of runs of what ``save`` wrote."""
+    least = []
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as file:
+                np.lib.format.read_magic(file)
+                least.append(np.lib.format.read_array_header_1_0(file)[0][0])
+    return min(least)
+
+
 def _next(file: IO[bytes], kind: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     """Read the next array of a type and shape."""
     array: Array = np.empty(shape, kind)

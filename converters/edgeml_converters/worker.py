@@ -9,6 +9,7 @@ device uses.
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -31,6 +32,9 @@ from edgeml_converters.jobs.wire import Channel, Reply
 
 if TYPE_CHECKING:
     import onnx
+
+#: Samples that take less than this are all run at once: to begin anew for them takes as long.
+_NO_TIME_S = 0.3
 
 
 class PassCall(msgspec.Struct, frozen=True):
@@ -93,7 +97,7 @@ class Built(msgspec.Struct, frozen=True):
 
 
 class CheckJob(msgspec.Struct, frozen=True, tag="check"):
-    """Open a variant and run it on every sample.
+    """Open a variant and run it on every sample, or on the first few where all would take long.
 
     Attributes:
         folder: Holds the variant's files.
@@ -101,8 +105,10 @@ class CheckJob(msgspec.Struct, frozen=True, tag="check"):
         inputs: The public contract.
         outputs: The public contract.
         samples: Path of the samples, stacked.
-        results: Where the outputs go.
+        results: Where the outputs for all of them go.
         first: Keep only what the first run gave, as it gave it.
+        few: Stop after so many samples, unless the others take next to no time; 0 for all.
+        glimpse: Where the outputs for the few go.
     """
 
     folder: str
@@ -112,6 +118,8 @@ class CheckJob(msgspec.Struct, frozen=True, tag="check"):
     samples: str
     results: str
     first: bool = False
+    few: int = 0
+    glimpse: str = ""
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -124,6 +132,7 @@ class Checked(msgspec.Struct, frozen=True):
         seconds: Mean wall time of a run; rough, for planning only.
         repeatable: Whether the same feed gave the same outputs twice, but for rounding.
         load_ms: From the file to the first answer, the library loaded already; the least of some.
+        whole: Whether it ran on every sample.
     """
 
     placement: str
@@ -132,6 +141,7 @@ class Checked(msgspec.Struct, frozen=True):
     seconds: float
     repeatable: bool = True
     load_ms: float = 0.0
+    whole: bool = True
 
 
 class LookJob(msgspec.Struct, frozen=True, tag="look"):
@@ -284,7 +294,7 @@ def layers(job: LayersJob) -> tuple[msgspec.Struct, ...]:
 
 
 def check(job: CheckJob) -> Checked:
-    """Run a variant on every sample, from its final bytes, and keep its outputs."""
+    """Run a variant on samples, from its final bytes, and keep its outputs."""
     # This also loads the library, whose memory is not the model's.
     version = get_runtime(job.variant.runtime).check().version
     base = peak_resident()
@@ -297,16 +307,24 @@ def check(job: CheckJob) -> Checked:
         runs = [session.run(feed)]
         started = time.perf_counter()
         first = started - opened
-        runs += [session.run(other) for other in feeds]
+        runs += [session.run(other) for other in itertools.islice(feeds, max(job.few - 1, 0))]
+        left = samples.count_of(Path(job.samples)) - len(runs)
+        each = (time.perf_counter() - started) / max(len(runs) - 1, 1)
+        whole = not job.few or left <= 0 or (len(runs) > 1 and left * each < _NO_TIME_S)
+        if whole:
+            runs += [session.run(other) for other in feeds]
         seconds = (time.perf_counter() - started) / max(len(runs) - 1, 1)
         peak = peak_resident()
         repeatable = _near(runs[0], session.run(feed))
         placement = program.placement
-    joined = runs[0] if job.first else samples.join(runs, samples.batch_of(feed))
-    samples.save(Path(job.results), joined)
+    batch = samples.batch_of(feed)
+    if job.few:
+        samples.save(Path(job.glimpse), samples.join(runs[: job.few], batch))
+    if whole:
+        samples.save(Path(job.results), runs[0] if job.first else samples.join(runs, batch))
     loads = [first] if job.first else [first, *(_load(job, feed) for _ in range(_loads(first)))]
     load_ms = round(1e3 * min(loads), 3)
-    return Checked(placement, version, peak - base, seconds, repeatable, load_ms)
+    return Checked(placement, version, peak - base, seconds, repeatable, load_ms, whole)
 
 
 def _loads(first: float) -> int:

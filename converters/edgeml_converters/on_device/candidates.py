@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from edgeml.bundle import Bundle, blob_ref, pack
 from edgeml.digest import sha256_bytes
@@ -36,8 +35,7 @@ def pack_candidates(
     Raises:
         BundleError: It cannot be written.
     """
-    stacked = samples.load(bench.samples)
-    feed = {name: np.asarray(array[0]) for name, array in stacked.items()}
+    feed = next(samples.stream(bench.samples))
     files: dict[str, Path | bytes] = {}
 
     def add(path: str, data: Path | bytes) -> BlobRef:
@@ -45,7 +43,7 @@ def pack_candidates(
         return blob_ref(path, data)
 
     inputs = add("golden/inputs.npz", save_arrays(feed))
-    base = trials[0].recall()
+    base = trials[0].glimpsed()
     variants = tuple(_variant(t, base, feed, bench, profile, threads, add) for t in trials)
     identity = sha256_bytes(msgspec.json.encode([ref.digest for v in variants for ref in v.files]))
     manifest = Manifest(
@@ -72,7 +70,7 @@ def _variant(
     """Return a trial as a variant of the bundle."""
     draft, folder = trial.draft(threads), trial.folder
     assert folder is not None  # or the draft had raised
-    outputs = trial.recall()
+    outputs = trial.glimpsed()
     first = first_run(outputs, bench.outputs, samples.batch_of(feed))
     recorded = add(f"golden/{trial.id}.npz", save_arrays(first)) if first else None
     refs = tuple(add(f"variants/{trial.id}/{r.path}", folder / r.path) for r in draft.files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,19 +16,23 @@ from edgeml.plugins import BUILTINS
 from edgeml_converters.cache import file_digest, key_of
 from edgeml_converters.candidates import Bench, Trial
 from edgeml_converters.jobs import JobError
+from edgeml_converters.judge import mismatch
 from edgeml_converters.layers.coverage import Coverage
 from edgeml_converters.recipes import Recipe
 from edgeml_converters.results import Standing
 from edgeml_converters.rules import problem
 from edgeml_converters.search.prescreen import loser
 from edgeml_converters.search.progress import Progress
-from edgeml_converters.worker import BuildJob, Built, CheckJob, LookJob
+from edgeml_converters.worker import BuildJob, Built, Checked, CheckJob, LookJob
 
 T = TypeVar("T")
 
 #: Kind of work of the jobs that need onnx.
 BUILD = "build"
 NO_TIME = "no time left: the budget was over before its turn"
+#: Samples that every candidate is run with before it is measured: they show that it runs, that it
+#: answers the same twice, and that its answers have the form of the source's.
+FEW = 16
 #: Runtimes whose graph is looked at before anything is timed.
 _LOOKED_AT = "onnxruntime"
 
@@ -51,13 +56,20 @@ class Preparer:
         self._progress = progress
         self._base = base
 
-    def prepare(self, trials: list[Trial], stage: str, until: float) -> None:
+    def prepare(
+        self,
+        trials: list[Trial],
+        stage: str,
+        until: float,
+        beside: Callable[[], object] | None = None,
+    ) -> None:
         """Take trials as far as they get before they are measured.
 
         Args:
             trials: Their verdict and reason say what became of them.
             stage: Its name, for the news.
             until: Share of the budget after which no further recipe is begun.
+            beside: Further work, which is begun first.
         """
         groups: dict[tuple[object, ...], list[Trial]] = {}
         for trial in trials:
@@ -76,7 +88,8 @@ class Preparer:
             self._progress.step(stage, done / total, f"{done} of {total}")
 
         self._progress.step(stage, 0.0, f"0 of {total}")
-        each(group, list(groups.values()), self._bench)
+        work: list[Callable[[], object]] = [partial(group, mine) for mine in groups.values()]
+        each(lambda one: one(), [beside, *work] if beside else work, self._bench)
 
     def _group(self, mine: list[Trial]) -> None:
         """Build what some trials share, and check each."""
@@ -170,25 +183,46 @@ class Preparer:
         return found
 
     def _check(self, trial: Trial) -> None:
-        """Run a trial on every sample, in a process of its own."""
-        bench = self._bench
-        results = bench.work / f"{trial.id}.npz"
-        job = CheckJob(
-            str(trial.folder),
-            trial.here(bench.threads),
-            bench.inputs,
-            bench.outputs,
-            str(bench.samples),
-            str(results),
-        )
-        try:
-            trial.checked = bench.check(job)
-        except JobError as error:
-            trial.fail(Standing.ERROR, f"does not run: {error}")
-            self._progress.say(f"{trial.id}: does not run: {error}")
+        """Run a trial on the first few samples."""
+        checked = check(trial, self._bench, self._progress, few=FEW)
+        if checked is None:
             return
+        self._progress.say(f"{trial.id}: runs on {checked.placement}")
+        if self._base is not None and (reason := mismatch(self._base.glimpsed(), trial.glimpsed())):
+            trial.fail(Standing.FAILED, reason)
+
+
+def check(trial: Trial, bench: Bench, progress: Progress, few: int = 0) -> Checked | None:
+    """Run a trial on samples, in a process of its own; None when it does not run.
+
+    Args:
+        trial: Gets what is found.
+        bench: What all trials share.
+        progress: Takes the news.
+        few: So many samples are enough, when all would take long; 0 for all.
+    """
+    results, glimpse = bench.work / f"{trial.id}.npz", bench.work / f"{trial.id}.few.npz"
+    job = CheckJob(
+        str(trial.folder),
+        trial.here(bench.threads),
+        bench.inputs,
+        bench.outputs,
+        str(bench.samples),
+        str(results),
+        few=few,
+        glimpse=str(glimpse) if few else "",
+    )
+    try:
+        trial.checked = bench.check(job)
+    except JobError as error:
+        trial.fail(Standing.ERROR, f"does not run: {error}")
+        progress.say(f"{trial.id}: does not run: {error}")
+        return None
+    if few:
+        trial.glimpse = glimpse
+    if trial.checked.whole:
         trial.results = results
-        self._progress.say(f"{trial.id}: runs on {trial.checked.placement}")
+    return trial.checked
 
 
 def _files_of(recipe: Recipe) -> tuple[object, ...]:
@@ -215,7 +249,7 @@ def source_files(model: Path) -> list[Path]:
     return sorted(model.parent.glob(f"{model.name}*"))
 
 
-def each(work: Callable[[T], None], items: Iterable[T], bench: Bench) -> None:
+def each(work: Callable[[T], object], items: Iterable[T], bench: Bench) -> None:
     """Do the work for every item, some at the same time; the first exception comes out."""
     with ThreadPoolExecutor(max_workers=bench.jobs) as pool:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from edgeml_converters.recipes import Plan, baseline_allowed, recipes_for
 from edgeml_converters.results import AtThreads, Candidate, ProfileResult, Speedup, Standing
 from edgeml_converters.rules import problem
 from edgeml_converters.search import told
+from edgeml_converters.search.jury import STEP, Jury
 from edgeml_converters.search.measuring import BLOCK_S, ENERGY_BLOCK_S, Heat, Parked, measure
 from edgeml_converters.search.prepare import NO_TIME, Preparer
 from edgeml_converters.search.progress import Progress
@@ -44,6 +45,7 @@ class Effort(msgspec.Struct, frozen=True):
         budget_s: Seconds of a measurement after which no new round starts.
         first_rounds: Of the first measurement, which only sorts out who cannot win.
         finalists: How many are measured to the end.
+        everyone: Judge the accuracy also of what is too slow to win: it may be mended.
     """
 
     name: str
@@ -52,12 +54,13 @@ class Effort(msgspec.Struct, frozen=True):
     budget_s: float
     first_rounds: int = LEAST_ROUNDS
     finalists: int = 6
+    everyone: bool = False
 
 
 EFFORTS = {
     "quick": Effort("quick", 500, 15, 5.0, finalists=4),
     "normal": Effort("normal", 2000, 40, 15.0, first_rounds=8),
-    "thorough": Effort("thorough", 0, 150, 120.0, first_rounds=15, finalists=12),
+    "thorough": Effort("thorough", 0, 150, 120.0, first_rounds=15, finalists=12, everyone=True),
 }
 
 
@@ -222,11 +225,12 @@ class _Search:
         self.progress.expect("candidates", _GUESS_S * trials)
         self.progress.expect("second stage", 0.4 * _GUESS_S * trials)
         self.progress.expect("first rounds", 0.2 * measured)
+        self.progress.expect(STEP, 0.3 * _GUESS_S * trials)
         self.progress.expect("final rounds", 0.5 * measured)
         self.progress.expect("once more", 0.2 * measured)
 
     def _baseline(self) -> None:
-        """Build, check and score the source itself.
+        """Build the source itself, and check that it runs.
 
         Raises:
             ModelError: onnxruntime cannot run it.
@@ -238,12 +242,19 @@ class _Search:
         Preparer(self.bench, self.profile, self.progress).prepare([self.base], "source", 2.0)
         advice = told.advice(self.source, self.plan.has_data)
         baseline_or_raise(trials, self.source.path.name, advice)
-        self.base.outputs = self.base.recall()
-        self.judge.score(self.base)
+        everyone = (
+            self.effort.everyone
+            or bool(self.misfit)
+            or self.terms.objective != "latency"
+            or any(value is not None for value in msgspec.structs.astuple(self.profile.budgets))
+            or bool(self._base_problem())
+        )
+        args = (self.bench, self.judge, self.progress, self.base)
+        self.jury = Jury(*args, everyone=everyone)
 
     def _stages(self) -> None:
         """Prepare the candidates of both stages and measure them."""
-        self._stage(self.trials[1:], "candidates", _FIRST_UNTIL)
+        self._stage(self.trials[1:], "candidates", _FIRST_UNTIL, self.jury.begin)
         known = {trial.id for trial in self.trials}
         seen = tuple(self._candidates())
         tried = {trial.recipe.name: trial.recipe for trial in self.trials}
@@ -258,26 +269,21 @@ class _Search:
         self.progress.expect("second stage", 0.0)
         self._final()
 
-    def _stage(self, trials: list[Trial], name: str, until: float) -> None:
-        """Prepare, judge and measure some candidates for the first time."""
+    def _stage(
+        self,
+        trials: list[Trial],
+        name: str,
+        until: float,
+        beside: Callable[[], None] | None = None,
+    ) -> None:
+        """Prepare some candidates, measure them for the first time, and judge who may win."""
         preparer = Preparer(self.bench, self.profile, self.progress, self.base)
-        preparer.prepare(trials, name, until)
-        self._judge(trials)
+        preparer.prepare(trials, name, until, beside)
         alive = [trial for trial in trials if trial.alive and trial.checked]
-        if self.misfit or not alive:
-            return
-        if self.progress.used() > _MEASURE_UNTIL:
-            return
-        heat = self._heat("first rounds", self.effort.first_rounds, 0.2)
-        self._measure(alive, heat, "first")
-
-    def _judge(self, trials: list[Trial]) -> None:
-        """Compare what ran with the source; its outputs are then only on the disk."""
-        for trial in trials:
-            if trial.checked is not None and trial.results is not None and trial.score is None:
-                trial.outputs = trial.recall()
-                self.judge.judge([trial], self.base)
-                trial.outputs = {}
+        if alive and not self.misfit and self.progress.used() <= _MEASURE_UNTIL:
+            heat = self._heat("first rounds", self.effort.first_rounds, 0.2)
+            self._measure(alive, heat, "first")
+        self.jury.judge(trials, self.trials)
 
     def _final(self) -> None:
         """Measure those that may still win, together."""
@@ -325,10 +331,12 @@ class _Search:
             raise
         self.partial = True
         self.bench.pool.stop.clear()
-        for trial in self.trials:
-            if trial.checked is None and trial.alive:
+        if not self.base.outputs:
+            self.jury.begin()
+        for trial in self.trials[1:]:
+            if trial.alive and trial.results is None:
                 trial.fail(Standing.SKIPPED, INTERRUPTED)
-        self._judge(self.trials[1:])
+            self.jury.compare(trial)
         self.notes.append("the search was interrupted: the best of what was tried until then")
 
     def _settle(self) -> Choice:
@@ -350,6 +358,8 @@ class _Search:
                 self.confirmed = figures.gain if figures else None
                 break
             self.notes.append(f"{trial.id} had won, but {trial.reason}")
+            waiting = [one for one in self.trials if one.waits]  # for one that was faster
+            self.jury.judge(waiting, self.trials)
             choice = self._choose()
         self._others(choice.winner)
         return choice
