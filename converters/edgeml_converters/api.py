@@ -56,6 +56,8 @@ logger = logging.getLogger(__name__)
 
 #: A child process may take this share of the machine's memory.
 _MEMORY_SHARE = 0.75
+#: What ``progress`` is told when ``resume`` finds no interrupted run.
+NOTHING_TO_RESUME = "nothing to resume: no run with these inputs was interrupted on this machine"
 
 
 def convert(
@@ -350,4 +352,4 @@ def _tell(attempt: Attempt, resume: bool, progress: Callable[[str], None]) -> No
     elif attempt.interrupted and not resume:
         progress(f"a run with these inputs was interrupted {age} ago: --resume goes on from there")
     elif resume:
-        progress("nothing to resume: no run with these inputs was interrupted on this machine")
+        progress(NOTHING_TO_RESUME)

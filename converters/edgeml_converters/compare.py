@@ -112,6 +112,8 @@ def compare(
 def _check_options(
     data: object, metric: str | None, max_drop: float | None, max_slowdown: float | None
 ) -> None:
+    if metric is not None:
+        get_metric(metric)
     if data is None and (max_drop is not None or metric is not None):
         option = "--max-drop" if max_drop is not None else f"--metric {metric}"
         raise UsageError(f"{option} needs evaluation data", "give --data")

@@ -11,7 +11,7 @@ import msgspec
 
 from edgeml.errors import EdgemlError, GateError, UsageError, nearest
 from edgeml.report import write
-from edgeml_converters.api import convert
+from edgeml_converters.api import NOTHING_TO_RESUME, convert
 from edgeml_converters.results import ProfileResult
 from edgeml_converters.sweep_file import Entry, read_sweep
 from edgeml_converters.sweep_report import overview
@@ -143,7 +143,7 @@ def _convert(
             resume=not fresh,
             fresh=fresh,
             track=track,
-            progress=progress,
+            progress=lambda line: None if line == NOTHING_TO_RESUME else progress(line),
             **entry.options,
         )
     except EdgemlError as error:

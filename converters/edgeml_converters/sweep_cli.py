@@ -11,7 +11,16 @@ import msgspec
 from edgeml_converters import words
 from edgeml_converters.sweep import SweepResult
 
-_HEADS = ("model", "profile", "winner", "p50 ms", "x faster [95 %]", "metric", "size", "seconds")
+_HEADS = (
+    "model",
+    "profile",
+    "winner",
+    "p50 ms",
+    "times as fast [95 %]",
+    "metric",
+    "size",
+    "seconds",
+)
 
 
 @click.command("sweep", short_help="Convert many models, as a file says.")

@@ -148,3 +148,9 @@ def test_bad_words_are_one_line_and_a_hint(folder, capsys, words, code, says):
     assert error["hint"]
     assert len([line for line in said.err.splitlines() if line.startswith("error:")]) == 1
     assert "Traceback" not in said.err
+
+
+def test_a_wrong_metric_is_told_before_any_work(folder, capsys):
+    words = ["compare", "good.onnx", "nosuch.onnx", "--data", "data.npz", "--metric", "top2"]
+    assert run(LazyGroup(COMMANDS, name="edgeml"), words) == 2
+    assert capsys.readouterr().err.splitlines()[0] == "error: unknown metric 'top2'"

@@ -58,3 +58,11 @@ def test_files_of_the_corpus(name, scheme):
     assert found["scheme"] == scheme
     assert found["size_bytes"] == row["size"]
     assert [i["name"] for i in found["inputs"]] == [i[0] for i in row["inputs"]]
+
+
+def test_people_are_told_in_words(tmp_path, capsys):
+    onnx.save(mlp(), tmp_path / "mlp.onnx")
+    assert run(LazyGroup(COMMANDS, name="edgeml"), ["inspect", str(tmp_path / "mlp.onnx")]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "quantised: no" in told
+    assert "scheme: none" in told

@@ -176,3 +176,20 @@ def test_resident_bytes_of_this_process_and_of_none():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     assert resident_bytes(gone.pid) == 0
+
+
+def test_a_server_is_not_ended_by_a_child_that_is_not_its_own():
+    code = """
+import os, socket
+from edgeml_converters.jobs.server import Server
+from edgeml_converters.jobs.wire import Channel
+server = Server(socket.socketpair()[0], True)
+stranger = os.fork() or os._exit(0)
+ours = os.fork() or os._exit(0)
+server._children[ours] = Channel(socket.socketpair()[0])
+for pid in (stranger, ours):
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+server._reap()
+assert not server._children
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -120,7 +120,9 @@ class Server:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            channel = self._children.pop(pid)
+            channel = self._children.pop(pid, None)
+            if channel is None:
+                continue  # not one of ours: a library, or who was here before, started it
             with contextlib.suppress(OSError):  # nobody waits for it any more
                 channel.send(Ended(os.waitstatus_to_exitcode(status)))
             channel.close()

@@ -179,7 +179,7 @@ def _word(value: object) -> object:
     """Return how a single value is told to people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "none" if value == "" else value
+    return "none" if value in ("", None) else value
 
 
 def _line(item: object, named: bool = False) -> str:
@@ -191,5 +191,8 @@ def _line(item: object, named: bool = False) -> str:
             for key, value in told.items()
         )
     if isinstance(item, dict):
-        return "  ".join(str(value) for value in item.values())
+        return "  ".join(
+            f"({_line(value, named=True)})" if isinstance(value, dict) else str(value)
+            for value in item.values()
+        )
     return str(item)
