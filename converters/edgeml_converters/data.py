@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,11 +26,10 @@ from edgeml.digest import sha256_array, sha256_bytes
 from edgeml.errors import DataError, nearest
 from edgeml.plugins import load_user_object, user_code
 from edgeml.tensors import Array, TensorSpec
+from edgeml_converters.rows import Rows, stored_rows
 
 #: Of a test set without calibration data, at most this many samples are set aside.
 _ASIDE = 200
-#: So many values are looked at in one piece: a copy of all samples in float64 would be large.
-_PART_VALUES = 1 << 21
 #: Samples of chance, without data.
 _RANDOM_CALIBRATION, _RANDOM_TEST = 32, 64
 
@@ -39,7 +39,7 @@ class EvaluationData(msgspec.Struct, frozen=True):
 
     Attributes:
         calibration: Input name -> array of the input's type, samples on axis 0.
-        test: The same, other samples.
+        test: The same, other samples, which need not be in memory.
         labels: One per test sample; None where there are none.
         classes: Names of the classes; may be empty.
         digest: Of all arrays, as the model gets them.
@@ -48,7 +48,7 @@ class EvaluationData(msgspec.Struct, frozen=True):
     """
 
     calibration: dict[str, Array]
-    test: dict[str, Array]
+    test: dict[str, Rows]
     labels: Array | None
     classes: tuple[str, ...]
     digest: str
@@ -75,14 +75,15 @@ class EvaluationData(msgspec.Struct, frozen=True):
         if isinstance(spec, str) and ":" in spec and not Path(spec).exists():
             arrays = _generated(spec)
         else:
-            arrays = _load(Path(spec))
+            arrays = _load(Path(spec), inputs)
         arrays = _long_names(arrays, inputs, str(spec))
         _check_keys(arrays, inputs, str(spec))
         notes: list[str] = []
         test = _part("test", arrays, inputs, str(spec))
-        labels = arrays.get("test/labels")
+        labels = np.asarray(arrays["test/labels"]) if "test/labels" in arrays else None
         if any(key.startswith("calib/") for key in arrays):
-            calibration = _part("calib", arrays, inputs, str(spec))
+            aside = _part("calib", arrays, inputs, str(spec))
+            calibration = {name: np.asarray(rows) for name, rows in aside.items()}
         else:
             calibration, test, labels, note = _set_aside(test, labels, inputs, str(spec))
             notes.append(note)
@@ -90,7 +91,8 @@ class EvaluationData(msgspec.Struct, frozen=True):
             _check_labels(labels, test, inputs, str(spec))
         else:
             notes.append("the data has no labels: only agreement with the source can be judged")
-        classes = tuple(str(c) for c in arrays["classes"].ravel()) if "classes" in arrays else ()
+        told = np.asarray(arrays["classes"]).ravel() if "classes" in arrays else ()
+        classes = tuple(str(c) for c in told)
         return cls(
             calibration,
             test,
@@ -102,8 +104,11 @@ class EvaluationData(msgspec.Struct, frozen=True):
         )
 
 
-def _load(path: Path) -> dict[str, Array]:
-    """Read all arrays of a file; objects (pickles) are refused."""
+def _load(path: Path, inputs: tuple[TensorSpec, ...]) -> dict[str, Rows]:
+    """Read all arrays of a file; objects (pickles) are refused.
+
+    Large test samples stay in the file, where they are stored as they are.
+    """
     if path.is_dir():
         raise DataError(f"'{path}' is a folder, expected a file .npz")
     if not path.is_file():
@@ -114,18 +119,21 @@ def _load(path: Path) -> dict[str, Array]:
     try:
         if not zipfile.is_zipfile(path):
             raise DataError(f"'{path}' is not an .npz file", "write it with numpy.savez")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {}
+        with np.load(path, allow_pickle=False) as archive, zipfile.ZipFile(path) as members:
+            arrays: dict[str, Rows] = {}
+            tests = {"x_test", *(f"test/{spec.name}" for spec in inputs)}
             for key in archive.files:
                 try:
-                    arrays[key] = archive[key]
+                    rows = stored_rows(path, members, key) if key in tests else None
+                    array = archive[key] if rows is None else np.empty(0)
                 except ValueError as error:
                     raise DataError(
                         f"'{path}': '{key}' cannot be read: {error}",
                         "objects are refused, because loading them runs code: store plain arrays",
                     ) from error
-                if not isinstance(arrays[key], np.ndarray):
+                if not isinstance(array, np.ndarray):
                     raise DataError(f"'{path}': '{key}' is not an array")
+                arrays[key] = rows if rows is not None else Rows.of(array)
             return arrays
     except (OSError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
         raise DataError(
@@ -133,7 +141,7 @@ def _load(path: Path) -> dict[str, Array]:
         ) from error
 
 
-def _generated(spec: str) -> dict[str, Array]:
+def _generated(spec: str) -> dict[str, Rows]:
     """Return the arrays that a user's generator yields, put together on axis 0."""
     function = load_user_object(spec, "data")
     with user_code(spec, "data"):
@@ -153,18 +161,18 @@ def _generated(spec: str) -> dict[str, Array]:
     arrays = {}
     for key, values in found.items():
         if key == "classes" or key.startswith(("scale/", "zero_point/")):
-            arrays[key] = values[0]
+            arrays[key] = Rows.of(values[0])
             continue
         try:
-            arrays[key] = np.concatenate(values)
+            arrays[key] = Rows.of(np.concatenate(values))
         except ValueError as error:
             raise DataError(f"'{spec}': the parts of '{key}' do not fit: {error}") from error
     return arrays
 
 
 def _long_names(
-    arrays: dict[str, Array], inputs: tuple[TensorSpec, ...], where: str
-) -> dict[str, Array]:
+    arrays: dict[str, Rows], inputs: tuple[TensorSpec, ...], where: str
+) -> dict[str, Rows]:
     """Give the short names of a model with one input their long form."""
     if len(inputs) != 1:
         return arrays
@@ -176,7 +184,7 @@ def _long_names(
     return {long.get(key, key): array for key, array in arrays.items()}
 
 
-def _check_keys(arrays: dict[str, Array], inputs: tuple[TensorSpec, ...], where: str) -> None:
+def _check_keys(arrays: dict[str, Rows], inputs: tuple[TensorSpec, ...], where: str) -> None:
     """Raise at the first key that means nothing here."""
     known = {"test/labels", "classes"}
     for spec in inputs:
@@ -193,8 +201,8 @@ def _check_keys(arrays: dict[str, Array], inputs: tuple[TensorSpec, ...], where:
 
 
 def _part(
-    part: str, arrays: dict[str, Array], inputs: tuple[TensorSpec, ...], where: str
-) -> dict[str, Array]:
+    part: str, arrays: dict[str, Rows], inputs: tuple[TensorSpec, ...], where: str
+) -> dict[str, Rows]:
     """Return the arrays of one part, checked and in the inputs' types."""
     made = {}
     runs: dict[str, int] = {}
@@ -222,7 +230,7 @@ def _batch(spec: TensorSpec) -> int:
     return spec.shape[0] if spec.shape and spec.shape[0] > 0 else 1
 
 
-def _convert(key: str, arrays: dict[str, Array], spec: TensorSpec, where: str) -> Array:
+def _convert(key: str, arrays: dict[str, Rows], spec: TensorSpec, where: str) -> Rows:
     """Return one array in the type of its input."""
     array = arrays[key]
     got, want = list(array.shape), ["any", *("any" if n == -1 else n for n in spec.shape[1:])]
@@ -237,8 +245,8 @@ def _convert(key: str, arrays: dict[str, Array], spec: TensorSpec, where: str) -
     kind, target = array.dtype.kind, np.dtype(spec.dtype)
     if kind not in "iufb" or (kind == "f" and target.kind != "f"):
         raise DataError(f"'{where}': '{key}' has type {array.dtype}, expected {spec.dtype}")
-    if kind == "f" and not all(np.isfinite(array[rows]).all() for rows in _parts(array)):
-        bad = int(array.size - np.isfinite(array).sum())
+    bad = sum(int((~np.isfinite(part)).sum()) for part in array.parts()) if kind == "f" else 0
+    if bad:
         raise DataError(
             f"'{where}': '{key}' holds {bad} values that are NaN or infinite",
             "remove these samples",
@@ -247,18 +255,30 @@ def _convert(key: str, arrays: dict[str, Array], spec: TensorSpec, where: str) -
         return _real(key, arrays, spec, where)
     if target.kind in "iu" and array.size:
         limits = np.iinfo(target)
-        low, high = int(array.min()), int(array.max())
+        low, high = _extremes(array)
         if low < limits.min or high > limits.max:
             raise DataError(
                 f"'{where}': '{key}' goes from {low} to {high}, more than {spec.dtype} can hold"
             )
+    if array.dtype == target:
+        return array
+    return _finite(key, array.mapped(lambda part: _cast(part, target), target), where)
+
+
+def _cast(values: Array, target: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore"):
-        return _finite(key, array.astype(target, copy=False), where)
+        return values.astype(target)
 
 
-def _finite(key: str, array: Array, where: str) -> Array:
+def _extremes(array: Rows) -> tuple[int, int]:
+    """Return the smallest and the largest of integers."""
+    found = [(int(part.min()), int(part.max())) for part in array.parts()]
+    return min(low for low, _ in found), max(high for _, high in found)
+
+
+def _finite(key: str, array: Rows, where: str) -> Rows:
     """Return an array; raise when its type cannot hold the values that were given."""
-    if array.dtype.kind == "f" and not all(np.isfinite(array[p]).all() for p in _parts(array)):
+    if array.dtype.kind == "f" and not all(np.isfinite(part).all() for part in array.parts()):
         raise DataError(
             f"'{where}': '{key}' holds values that are too large for {array.dtype}",
             "scale the samples as the model was trained with",
@@ -266,10 +286,10 @@ def _finite(key: str, array: Array, where: str) -> Array:
     return array
 
 
-def _real(key: str, arrays: dict[str, Array], spec: TensorSpec, where: str) -> Array:
+def _real(key: str, arrays: dict[str, Rows], spec: TensorSpec, where: str) -> Rows:
     """Return the values that stored integers mean."""
     scale = np.asarray(arrays[f"scale/{spec.name}"], np.float64)
-    zero = np.asarray(arrays.get(f"zero_point/{spec.name}", np.zeros(())), np.float64)
+    zero = np.asarray(arrays.get(f"zero_point/{spec.name}", 0.0), np.float64)
     if np.dtype(spec.dtype).kind != "f":
         raise DataError(f"'{where}': 'scale/{spec.name}' is given, but the input is {spec.dtype}")
     if scale.size != 1 or zero.size != 1 or not np.isfinite(scale).all() or scale.item() <= 0:
@@ -277,24 +297,23 @@ def _real(key: str, arrays: dict[str, Array], spec: TensorSpec, where: str) -> A
             f"'{where}': 'scale/{spec.name}' and its zero point must be one number each, "
             f"the scale above 0; got {scale.tolist()} and {zero.tolist()}"
         )
-    stored = arrays[key]
-    values = np.empty(stored.shape, spec.dtype)
-    with np.errstate(over="ignore"):
-        for rows in _parts(stored):
-            values[rows] = (stored[rows].astype(np.float64) - zero.item()) * scale.item()
-    return _finite(key, values, where)
+    stored, target = arrays[key], np.dtype(spec.dtype)
 
+    def mean(values: Array) -> Array:
+        return _cast((values.astype(np.float64) - zero.item()) * scale.item(), target)
 
-def _parts(array: Array) -> Iterator[slice]:
-    """Yield the rows in parts: what is reckoned with them is small then, however many there are."""
-    step = max(1, _PART_VALUES // max(1, array[:1].size))
-    for start in range(0, len(array), step):
-        yield slice(start, start + step)
+    # What is in between is in between: the largest and the smallest stand for all.
+    ends = np.array(_extremes(stored) if stored.size else (), stored.dtype)
+    _finite(key, Rows.of(mean(ends)), where)
+    if stored.dtype.itemsize > 1:
+        return stored.mapped(mean, target)
+    table = mean(np.arange(256, dtype=np.uint8).view(stored.dtype))
+    return stored.mapped(lambda values: np.take(table, values.view(np.uint8)), target)
 
 
 def _set_aside(
-    test: dict[str, Array], labels: Array | None, inputs: tuple[TensorSpec, ...], where: str
-) -> tuple[dict[str, Array], dict[str, Array], Array | None, str]:
+    test: dict[str, Rows], labels: Array | None, inputs: tuple[TensorSpec, ...], where: str
+) -> tuple[dict[str, Array], dict[str, Rows], Array | None, str]:
     """Take the first part of test as calibration data."""
     first = inputs[0]
     runs = len(test[first.name]) // _batch(first)
@@ -307,7 +326,7 @@ def _set_aside(
         _check_labels(labels, test, inputs, where)
         labels = labels[count * _batch(first) :]
     calibration = {s.name: test[s.name][: count * _batch(s)] for s in inputs}
-    rest = {s.name: test[s.name][count * _batch(s) :] for s in inputs}
+    rest = {s.name: test[s.name].since(count * _batch(s)) for s in inputs}
     note = (
         f"no calibration data: the first {count} of {runs} test samples are set aside for it, "
         "and not judged on"
@@ -316,7 +335,7 @@ def _set_aside(
 
 
 def _check_labels(
-    labels: Array, test: dict[str, Array], inputs: tuple[TensorSpec, ...], where: str
+    labels: Array, test: dict[str, Rows], inputs: tuple[TensorSpec, ...], where: str
 ) -> None:
     """Raise when labels do not fit the test samples."""
     rows = len(test[inputs[0].name])
@@ -345,7 +364,8 @@ def _random(inputs: tuple[TensorSpec, ...], seed: int) -> EvaluationData:
             made[spec.name] = values.astype(spec.dtype)
         return made
 
-    calibration, test = draw(_RANDOM_CALIBRATION), draw(_RANDOM_TEST)
+    calibration = draw(_RANDOM_CALIBRATION)
+    test = {name: Rows.of(array) for name, array in draw(_RANDOM_TEST).items()}
     note = (
         "NO DATA: ranges come from random samples and accuracy was not measured, only agreement "
         "with the source on random samples; give real data by --data"
@@ -354,11 +374,11 @@ def _random(inputs: tuple[TensorSpec, ...], seed: int) -> EvaluationData:
     return EvaluationData(calibration, test, None, (), digest, (note,), False)
 
 
-def _digest(calibration: dict[str, Array], test: dict[str, Array], labels: Array | None) -> str:
+def _digest(calibration: dict[str, Array], test: dict[str, Rows], labels: Array | None) -> str:
     """Return the digest of all arrays."""
-    named = {f"calib/{n}": a for n, a in calibration.items()}
-    named |= {f"test/{n}": a for n, a in test.items()}
+    named = {f"calib/{n}": sha256_array(a) for n, a in calibration.items()}
+    named |= {f"test/{n}": rows.digest() for n, rows in test.items()}
     if labels is not None:
-        named["test/labels"] = labels
-    lines = [f"{sha256_array(array)}  {key}\n" for key, array in sorted(named.items())]
+        named["test/labels"] = sha256_array(labels)
+    lines = [f"{digest}  {key}\n" for key, digest in sorted(named.items())]
     return sha256_bytes("".join(lines).encode())

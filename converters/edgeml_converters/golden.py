@@ -67,7 +67,9 @@ def classes_of(labels: Array | None, outputs: Mapping[str, Array], runs: int) ->
     return None
 
 
-def golden_feed(samples: Stacked, inputs: Sequence[TensorSpec], chosen: Sequence[int]) -> Stacked:
+def golden_feed(
+    samples: Stacked, inputs: Sequence[TensorSpec], chosen: Sequence[int]
+) -> dict[str, Array]:
     """Return the one feed that holds the golden samples.
 
     With a batch on axis 0 of every input, all chosen samples make one batch; else the model takes

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import numpy as np
 
 from edgeml.bundle import Bundle, blob_ref, pack
 from edgeml.drift import reference as drift
+from edgeml.drift.features import MAX_VALUES
 from edgeml.errors import DataError, ModelError
 from edgeml.manifest import BlobRef, Evidence, Lineage, Manifest, Score, Step, Variant
 from edgeml.report import Report, render
@@ -19,7 +21,7 @@ from edgeml.runtime.golden import save_arrays
 from edgeml.tensors import Array
 from edgeml_converters import golden, samples
 from edgeml_converters.account import account
-from edgeml_converters.cache import key_of
+from edgeml_converters.cache import file_digest, key_of
 from edgeml_converters.candidates import Bench, Trial
 from edgeml_converters.jobs import JobError
 from edgeml_converters.recipes import BASELINE, baseline_allowed
@@ -109,7 +111,7 @@ def make_bundle(
     measurements = msgspec.json.encode(
         {"results": told, "rounds_ms": rounds}, order="deterministic"
     )
-    watched = _drift(contents, base)
+    watched = _drift(contents, base, benches[0])
     manifest = Manifest(
         name=contents.name,
         version=contents.version,
@@ -144,30 +146,40 @@ def _account(
     return report
 
 
-def _drift(contents: Contents, base: Trial) -> bytes | None:
+def _drift(contents: Contents, base: Trial, bench: Bench) -> bytes | None:
     """Return the drift reference; None without real data, or where samples cannot be told apart."""
     if not contents.given:
         return None
-    inputs = samples.flat(contents.samples)
+    told = file_digest(base.results) if base.results else ""
+    key = key_of("drift", bench.context, bench.samples.digest, told)
+    if (known := bench.cache.take(key, bench.work)) is not None:
+        return known
+    inputs = {
+        # What is summed up a few samples at a time need not be in memory.
+        name: cast("Array", rows) if rows.size > MAX_VALUES * len(rows) else np.asarray(rows)
+        for name, rows in samples.flat(contents.samples).items()
+    }
     try:
-        return drift.build(inputs, base.outputs).encode()
+        watched = drift.build(inputs, base.outputs).encode()
     except DataError as error:
         logger.warning("no drift reference: %s", error.message)
         return None
+    bench.cache.keep(key, watched)
+    return watched
 
 
 def _rounds(found: Found) -> dict[str, tuple[float, ...]]:
     return {t.id: t.measured.rounds_ms for t in found.trials if t.measured}
 
 
-def _golden_feed(contents: Contents, bench: Bench, base: Trial) -> samples.Stacked:
+def _golden_feed(contents: Contents, bench: Bench, base: Trial) -> dict[str, Array]:
     runs = samples.count(contents.samples)
     classes = golden.classes_of(contents.labels, base.outputs, runs)
     return golden.golden_feed(contents.samples, bench.inputs, golden.pick(classes, runs))
 
 
 def _add_profile(
-    parts: _Parts, found: Found, bench: Bench, feed: samples.Stacked, given: bool
+    parts: _Parts, found: Found, bench: Bench, feed: Mapping[str, Array], given: bool
 ) -> ProfileResult:
     """Add the winner's variant and its fallback; return the result with their paths."""
     base = found.trials[0]
@@ -183,7 +195,7 @@ def _add_profile(
 
 
 def _add_variant(
-    parts: _Parts, found: Found, trial: Trial, base: Trial, bench: Bench, feed: samples.Stacked
+    parts: _Parts, found: Found, trial: Trial, base: Trial, bench: Bench, feed: Mapping[str, Array]
 ) -> Variant:
     """Record a variant's golden outputs, and add it."""
     draft = trial.draft(bench.threads)
@@ -209,7 +221,9 @@ def _add_variant(
     return variant
 
 
-def _record(draft: Variant, folder: Path, bench: Bench, feed: samples.Stacked) -> dict[str, Array]:
+def _record(
+    draft: Variant, folder: Path, bench: Bench, feed: Mapping[str, Array]
+) -> dict[str, Array]:
     """Run a variant on the golden samples as a device will: all in one feed."""
     one_run = bench.work / "golden-feed.npz"
     results = bench.work / f"golden-{draft.id}.npz"

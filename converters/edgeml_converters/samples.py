@@ -10,17 +10,19 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 import numpy as np
 
 from edgeml.errors import DataError
 from edgeml.tensors import Array, TensorSpec
+from edgeml_converters.rows import Rows
 
-Stacked = dict[str, Array]
+Stacked = dict[str, Rows]
 
 
-def stack(data: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> Stacked:
+def stack(data: Mapping[str, Rows], inputs: Sequence[TensorSpec]) -> Stacked:
     """Cut evaluation data into runs: one row each, or the batch that the model fixes.
 
     Args:
@@ -40,10 +42,9 @@ def stack(data: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> Stacked:
                 f"but the model takes {batch} in one run",
                 "give more data, or a model with a variable batch",
             )
-        shape = (runs, batch, *rows.shape[1:]) if spec.shape else (runs,)
-        stacked[spec.name] = rows[: runs * batch].reshape(shape)
-    runs = min(len(array) for array in stacked.values())
-    return {name: array[:runs] for name, array in stacked.items()}
+        stacked[spec.name] = rows.grouped(batch) if spec.shape else rows
+    runs = min(len(rows) for rows in stacked.values())
+    return {name: rows.first(runs) for name, rows in stacked.items()}
 
 
 def per_run(spec: TensorSpec) -> int:
@@ -51,13 +52,13 @@ def per_run(spec: TensorSpec) -> int:
     return spec.shape[0] if spec.shape and spec.shape[0] > 0 else 1
 
 
-def feeds(samples: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+def feeds(samples: Mapping[str, Rows]) -> Iterator[dict[str, Array]]:
     """Yield the feed of each run."""
     for index in range(count(samples)):
         yield {name: np.asarray(array[index]) for name, array in samples.items()}
 
 
-def count(samples: Mapping[str, Array]) -> int:
+def count(samples: Mapping[str, Rows]) -> int:
     """Return the number of runs."""
     return len(next(iter(samples.values())))
 
@@ -84,14 +85,12 @@ def join(runs: Sequence[Mapping[str, Array]], batch: int) -> dict[str, Array]:
     return joined
 
 
-def flat(stacked: Mapping[str, Array]) -> dict[str, Array]:
-    """Return what ``join`` makes of all feeds, without a copy."""
-    batch = batch_of({name: array[0] for name, array in stacked.items()})
+def flat(stacked: Mapping[str, Rows]) -> dict[str, Rows]:
+    """Return what ``join`` makes of all feeds, still to be read."""
+    batch = batch_of({name: rows[0] for name, rows in stacked.items()})
     return {
-        name: array.reshape(-1, *array.shape[2:])
-        if array.ndim > 1 and array.shape[1] == batch
-        else array
-        for name, array in stacked.items()
+        name: rows.apart() if rows.ndim > 1 and rows.shape[1] == batch else rows
+        for name, rows in stacked.items()
     }
 
 
@@ -100,13 +99,44 @@ def batch_of(feed: Mapping[str, Array]) -> int:
     return min((array.shape[0] for array in feed.values() if array.ndim), default=1)
 
 
-def save(path: Path, arrays: Mapping[str, Array]) -> None:
+def save(path: Path, arrays: Mapping[str, Array | Rows]) -> None:
     """Write arrays for another process of this run; not meant to be kept."""
     # Not numpy.savez: there an input called "file" would be taken for its own argument.
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+                if not isinstance(array, Rows):
+                    np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+                    continue
+                kind = np.lib.format.dtype_to_descr(array.dtype)
+                head = {"descr": kind, "fortran_order": False, "shape": array.shape}
+                np.lib.format.write_array_header_1_0(stream, head)
+                for part in array.parts():
+                    stream.write(np.ascontiguousarray(part).data)
+
+
+class Kept:
+    """Samples in a file for other processes, which is written when the first of them needs it."""
+
+    def __init__(self, path: Path, samples: Stacked, digest: str) -> None:
+        """Take the samples.
+
+        Args:
+            path: Of the file.
+            samples: What it will hold.
+            digest: Of what they were chosen from, and how.
+        """
+        self.path, self.digest = path, digest
+        self._samples, self._lock = samples, Lock()
+
+    def write(self) -> Path:
+        """Write the file, if it is not there yet; return its path."""
+        with self._lock:
+            if not self.path.exists():
+                new = self.path.with_suffix(".new")
+                save(new, self._samples)
+                new.rename(self.path)
+        return self.path
 
 
 def stream(path: Path) -> Iterator[dict[str, Array]]:

@@ -14,7 +14,7 @@ from edgeml.manifest import Lineage
 from edgeml.metrics import Metric, get_metric
 from edgeml.tensors import Array
 from edgeml_converters import samples
-from edgeml_converters.cache import Attempt, Cache, file_digest
+from edgeml_converters.cache import Attempt, Cache, file_digest, key_of
 from edgeml_converters.candidates import Bench
 from edgeml_converters.data import EvaluationData
 from edgeml_converters.jobs import Pool
@@ -26,12 +26,13 @@ from edgeml_converters.source import Source
 
 @dataclass(frozen=True)
 class Judged:
-    """The samples that all candidates run, and what they are judged by."""
+    """The samples that all candidates run, their digest, and what they are judged by."""
 
     samples: samples.Stacked
     labels: Array | None
     metric: Metric | None
     runs: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class Shared:
 
     work: Path
     model: Path
-    samples: Path
+    samples: samples.Kept
     calibration: Path
 
     @property
     def digests(self) -> tuple[str, ...]:
-        """Of all files."""
-        files = (*source_files(self.model), self.samples, self.calibration)
-        return tuple(file_digest(file) for file in files)
+        """Of all of it."""
+        files = (*source_files(self.model), self.calibration)
+        return (*(file_digest(file) for file in files), self.samples.digest)
 
 
 def notes_of(given: EvaluationData, source: Source) -> tuple[str, ...]:
@@ -87,27 +88,27 @@ def judged_by(
         raise UsageError(f"--metric {metric} needs evaluation data", "give --data")
     stacked = samples.stack(given.test, source.inputs)
     runs = samples.count(stacked)
+    digest = key_of(given.digest, source.inputs, effort.samples, seed)
     labels = given.labels
     if 0 < effort.samples < runs:
         chosen = np.sort(np.random.default_rng(seed).permutation(runs)[: effort.samples])
-        stacked = {key: array[chosen] for key, array in stacked.items()}
+        stacked = {key: rows.picked(chosen) for key, rows in stacked.items()}
         if labels is not None:
             labels = labels.reshape(runs, -1, *labels.shape[1:])[chosen]
             labels = labels.reshape(-1, *labels.shape[2:])
         runs = len(chosen)
     if not given.given:
-        return Judged(stacked, None, None, runs)
+        return Judged(stacked, None, None, runs, digest)
     classes = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu"
-    return Judged(stacked, labels, get_metric(metric or ("top1" if classes else "agreement")), runs)
+    chosen_metric = get_metric(metric or ("top1" if classes else "agreement"))
+    return Judged(stacked, labels, chosen_metric, runs, digest)
 
 
 def write_shared(folder: Path, source: Source, given: EvaluationData, plan: Judged) -> Shared:
     """Write the files that all searches read into a folder."""
-    shared = Shared(
-        folder, folder / "source.onnx", folder / "samples.npz", folder / "calibration.npz"
-    )
+    kept = samples.Kept(folder / "samples.npz", plan.samples, plan.digest)
+    shared = Shared(folder, folder / "source.onnx", kept, folder / "calibration.npz")
     save_model(source.model, shared.model)
-    samples.save(shared.samples, plan.samples)
     samples.save(shared.calibration, given.calibration if given.given else {})
     return shared
 

@@ -35,7 +35,7 @@ def pack_candidates(
     Raises:
         BundleError: It cannot be written.
     """
-    feed = next(samples.stream(bench.samples))
+    feed = next(samples.stream(bench.samples.write()))
     files: dict[str, Path | bytes] = {}
 
     def add(path: str, data: Path | bytes) -> BlobRef:

@@ -96,7 +96,7 @@ class Parked:
             trial.draft(heat.threads),
             bench.inputs,
             bench.outputs,
-            str(bench.samples),
+            str(bench.samples.write()),
             heat.batch,
             heat.block_s,
         )

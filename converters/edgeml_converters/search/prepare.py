@@ -207,7 +207,7 @@ def check(trial: Trial, bench: Bench, progress: Progress, few: int = 0) -> Check
         trial.here(bench.threads),
         bench.inputs,
         bench.outputs,
-        str(bench.samples),
+        str(bench.samples.path),
         str(results),
         few=few,
         glimpse=str(glimpse) if few else "",
