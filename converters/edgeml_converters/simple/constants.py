@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeml.tensors import Array
 from edgeml_converters.simple.uses import Constants, reads, remove
 from edgeml_converters.source.files import outline
-from edgeml_converters.source.stored import byte_size, is_large
+from edgeml_converters.source.stored import byte_size
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ def fold_constants(model: onnx.ModelProto) -> int:
         model: Changed in place; its shapes are inferred here.
     """
     graph = model.graph
-    bare = outline(model)[0] if is_large(model) else model
     try:
-        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+        # Without the weights: it would hold four copies of them.
+        inferred = onnx.shape_inference.infer_shapes(outline(model)[0], data_prop=True)
     except onnx.shape_inference.InferenceError:
         return 0
     known = {value.name: value for value in (*inferred.graph.value_info, *graph.input)}

@@ -51,9 +51,17 @@ def model_bytes(model: onnx.ModelProto) -> bytes:
         raise too_large("the model with its weights") from error
 
 
-def model_digest(model: onnx.ModelProto) -> str:
-    """Return ``sha256:<hex>`` of a model's bytes; of a large one, of its graph and its tensors."""
-    return _digest_of_large(model) if is_large(model) else sha256_bytes(model_bytes(model))
+def model_digest(model: onnx.ModelProto, whole: bool = True) -> str:
+    """Return ``sha256:<hex>`` of a model's bytes; of a large one, of its graph and its tensors.
+
+    Args:
+        model: The model.
+        whole: Of a small one, that of its file, by way of two copies of its bytes; else as of a
+            large one.
+    """
+    if whole and not is_large(model):
+        return sha256_bytes(model_bytes(model))
+    return _digest_of_parts(model)
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
@@ -71,7 +79,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
         OSError: The files cannot be written.
     """
     if is_large(model):
-        return _save_large(model, path)
+        return save_outside(model, path)
     path.write_bytes(model_bytes(model))
     return (path,)
 
@@ -167,8 +175,8 @@ def _copy_field(message: object, name: str, value: object) -> None:
         setattr(message, name, value)
 
 
-def _digest_of_large(model: onnx.ModelProto) -> str:
-    """Return a digest of a large model; the same whether its bytes are inside or beside it."""
+def _digest_of_parts(model: onnx.ModelProto) -> str:
+    """Return a digest of graph and tensors; the same whether its bytes are inside or beside it."""
     bare, large = outline(model)
     for index in large:
         digest = tensor_digest(model.graph.initializer[index])
@@ -176,7 +184,7 @@ def _digest_of_large(model: onnx.ModelProto) -> str:
     return sha256_bytes(bytes(bare.SerializeToString(deterministic=True)))
 
 
-def _save_large(model: onnx.ModelProto, path: Path) -> tuple[Path, Path]:
+def save_outside(model: onnx.ModelProto, path: Path) -> tuple[Path, Path]:
     """Write a model as ``path`` and its large tensors as ``path`` with ``.data`` behind it.
 
     The bytes go from file to file without being held in memory. When all of them lie in one file
