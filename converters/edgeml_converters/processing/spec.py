@@ -246,7 +246,8 @@ def _keys(
             raise UsageError(f"{option}: '{key}' is given twice", "give it once")
         place[last] = value
     if not keys:
-        raise UsageError(f"{option} is empty", "give a file .toml, or words such as scale=1/255")
+        word = "softmax" if option == "--postprocess" else "scale=1/255"
+        raise UsageError(f"{option} is empty", f"give a file .toml, or words such as {word}")
     return keys, option
 
 
