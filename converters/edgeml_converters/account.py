@@ -143,10 +143,10 @@ def _profile(result: ProfileResult, rounds: Mapping[str, Sequence[float]]) -> Se
             f"Measured once more in new processes, the winner is {result.confirmed.value:.2f} x "
             f"[{low:.2f}, {high:.2f}] as fast as the source."
         )
-    text += [
-        f"With other threads or batches: {words.threads(one)}." for one in result.other_threads
+    text += [f"The winner with {words.threads(one)}." for one in result.other_threads]
+    ran = [
+        (n, c) for n, c in enumerate(result.candidates, 1) if c.sqnr_db is not None or c.latency_ms
     ]
-    ran = [(n, c) for n, c in enumerate(result.candidates, 1) if c.sqnr_db is not None]
     columns = _columns([c for _, c in ran])
     heads = (Column("#", number=True), Column("candidate"), *(column for column, _ in columns))
     rows = tuple(

@@ -152,8 +152,7 @@ def convert(
         facts, source = _beside(
             lambda: processed(Source.open(model, shape), preprocess, postprocess)
         )
-        if not devices:
-            check_threads(threads, profiles, facts)
+        check_threads(threads, () if devices else profiles, facts)
         place = _place(source, name, version, out, report)
         given = open_data(data, source, seed, preprocess)
         judged = judged_by(given, source, metric, EFFORTS[effort], seed)
@@ -171,8 +170,7 @@ def convert(
             every.finish()
         _write(told, report)
     result = ConvertResult(str(place.out), results, bundle.digest, place.name, version)
-    keep(result, bundle, told)
-    return result
+    return keep(result, bundle, told)
 
 
 def _check(
@@ -319,13 +317,14 @@ class _Every:
 
 def _keeper(
     track: str | None, asked: Mapping[str, object], progress: Callable[[str], None]
-) -> Callable[[ConvertResult, Bundle, Report], None]:
-    """Return what keeps a record at the end; that its place answers is checked now."""
+) -> Callable[[ConvertResult, Bundle, Report], ConvertResult]:
+    """Return what keeps a record at the end, and hands it on; its place is checked now."""
     tracker = open_tracker(track) if track is not None else None
 
-    def keep(result: ConvertResult, bundle: Bundle, told: Report) -> None:
+    def keep(result: ConvertResult, bundle: Bundle, told: Report) -> ConvertResult:
         if tracker is not None:
             progress(f"kept at {tracker.keep(record(result, bundle, told, asked))}")
+        return result
 
     return keep
 

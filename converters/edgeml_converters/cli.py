@@ -174,7 +174,7 @@ def _profile(result: ProfileResult) -> list[str]:
     lines += ["", f"winner    {result.winner.id}: {result.reason}"]
     if result.confirmed:
         lines.append(f"again     {words.gain(result.confirmed)} in new processes")
-    lines += [f"threads   {words.threads(one)}" for one in result.other_threads]
+    lines += [f"with      {words.threads(one)}" for one in result.other_threads]
     lines += [
         f"why not   {c.id}: {c.reason}" for c in result.candidates if c.id != result.winner.id
     ]

@@ -45,7 +45,12 @@ def pareto_picture(
         winner: Id of the winner, drawn with a ring.
         limit: Largest drop that is allowed; None without data.
     """
-    shown = [(number, c) for number, c in enumerate(candidates, 1) if c.latency_ms]
+    judged = any(c.drop for c in candidates)
+    shown = [
+        (number, c)
+        for number, c in enumerate(candidates, 1)
+        if c.latency_ms and (c.drop or not judged)  # no place is known for what was not judged
+    ]
     losses = [_loss(c) for _, c in shown]
     floor = _floor(losses, [c.drop.upper for _, c in shown if c.drop], limit)
     biggest = max((c.size_bytes for _, c in shown), default=1) or 1
@@ -170,7 +175,7 @@ def size_picture(name: str, candidates: Sequence[Candidate], winner: str = "") -
     shown = [c for c in candidates if c.size_bytes]
     panels = [("files", [c.size_bytes for c in shown])]
     if any(c.memory_bytes for c in shown):
-        panels.append(("memory at the peak", [c.memory_bytes or 0 for c in shown]))
+        panels.append(("peak memory", [c.memory_bytes or 0 for c in shown]))
 
     def draw(figure: Any) -> None:
         ids = [c.id for c in shown]

@@ -28,7 +28,8 @@ def gain(ratio: Speedup) -> str:
 
 def threads(one: AtThreads) -> str:
     """Return how the winner does with another number of threads or samples in a run."""
-    how = f"{one.threads}" if one.batch == 1 else f"{one.threads}, batch {one.batch}"
+    how = f"{one.threads} thread{'s' if one.threads != 1 else ''}"
+    how += f", batch {one.batch}" if one.batch != 1 else ""
     best = f"; best there: {one.best}" if one.best else ""
     return (
         f"{how}: {one.latency_ms.p50:.3g} ms, {gain(one.speedup)} of the source with as many{best}"

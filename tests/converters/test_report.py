@@ -206,3 +206,16 @@ def test_long_names_leave_room_for_what_they_name(result):
 def test_the_column_of_scores_has_the_name_of_the_metric(files):
     head = next(line for line in files["report.md"].decode().splitlines() if "precision" in line)
     assert "top1" in head
+
+
+def test_what_was_not_judged_is_in_the_table_and_has_no_place_in_the_picture(result):
+    slow = msgspec.structs.replace(
+        result.candidates[6], recipe="slow", verdict=Standing.SKIPPED, metric=None, drop=None,
+        sqnr_db=None, reason="no gain over the source",
+    )  # fmt: skip
+    given = msgspec.structs.replace(result, candidates=(*result.candidates, slow))
+    files = render(account("m", "1.0.0", [given], outcomes.lineage(result), {}, "latency"))
+    figures = files["report.md"].decode().split("why it won or lost")[0]
+    assert f"| {slow.id} |" in figures
+    (alt,) = re.findall(r"!\[(Accuracy lost.*?)\]", figures, re.DOTALL)
+    assert slow.id not in alt

@@ -77,13 +77,16 @@ a:focus-visible, summary:focus-visible { outline: 2px solid var(--blue); outline
 table { border-collapse: collapse; width: 100%; font-size: .8rem; margin: 0 0 .8rem; }
 caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .82rem;
   padding-top: .5rem; }
-th { text-align: left; color: var(--soft); font-weight: 600; white-space: nowrap; }
 th, td { padding: .42rem .4rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { text-align: left; color: var(--soft); font-weight: 600; vertical-align: bottom; }
 td { overflow-wrap: break-word; }
-td:first-child, td.number:first-child + td { white-space: nowrap; font-weight: 600; }
+td:first-child, td.number:first-child + td { font-weight: 600; }
+td:first-child { white-space: nowrap; }
+td.number:first-child + td { min-width: 9rem; }
 td.number:first-child { color: var(--soft); }
 table + table, .scroll + .scroll { margin-top: 1.2rem; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
 tr.good td { background: var(--good-back); font-weight: 600; }
 tr.bad td { color: var(--bad); }
 tr.doubt td { color: var(--doubt); }
