@@ -118,7 +118,7 @@ class Bench:
         variant = msgspec.structs.replace(job.variant, id="")
         own = Path(job.samples) == self.samples.path
         data = self.samples.digest if own else file_digest(Path(job.samples))
-        shared = (self.inputs, self.outputs, data, job.first, job.few)
+        shared = (self.inputs, self.outputs, data, job.first, job.few, job.reload)
         key = key_of("check", self.context, files, variant, shared)
         kept = Path(tempfile.mkdtemp(prefix="kept-", dir=self.work))
         places = {kept / "outputs.npz": Path(job.results)}

@@ -175,10 +175,11 @@ class _Shares:
                 return np.asarray((values[:, : self._k] == wanted[:, None]).any(axis=1))
             if values.ndim == 2 and values.dtype.kind == "f":
                 self._check(wanted, values.shape[1])
-                # Stable: of equal scores the lower class number wins, on every machine.
-                best = np.argsort(-values, axis=1, kind="stable")[:, : self._k]
-                finite = np.isfinite(values).all(axis=1)
-                return np.asarray((best == wanted[:, None]).any(axis=1) & finite)
+                # Of equal scores the lower class number wins, on every machine.
+                mine = np.take_along_axis(values, wanted[:, None].astype(np.int64), axis=1)
+                lower = np.arange(values.shape[1]) < wanted[:, None]
+                before = ((values > mine) | ((values == mine) & lower)).sum(axis=1)
+                return np.asarray((before < self._k) & np.isfinite(values).all(axis=1))
         shapes = {n: list(a.shape) for n, a in outputs.items()}
         raise DataError(
             f"metric '{self.name}' needs an output with one score per class, got {shapes}",

@@ -210,14 +210,18 @@ def check(trial: Trial, bench: Bench, progress: Progress, few: int = 0) -> Check
         str(bench.samples.path),
         str(results),
         few=few,
+        reload=trial.checked is None,
         glimpse=str(glimpse) if few else "",
     )
+    before = trial.checked
     try:
         trial.checked = bench.check(job)
     except JobError as error:
         trial.fail(Standing.ERROR, f"does not run: {error}")
         progress.say(f"{trial.id}: does not run: {error}")
         return None
+    if before is not None:
+        trial.checked = msgspec.structs.replace(trial.checked, load_ms=before.load_ms)
     if few:
         trial.glimpse = glimpse
     if trial.checked.whole:
