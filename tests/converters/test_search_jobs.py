@@ -12,7 +12,8 @@ import onnx
 import pytest
 
 from edgeml_converters.jobs import JobError, Limits, Pool, resident_bytes
-from edgeml_converters.jobs.pool import ServerGoneError
+from edgeml_converters.jobs.pool import ONE_THREAD, ServerGoneError, busy_ticks
+from edgeml_converters.jobs.server import PRELOAD
 from edgeml_converters.worker import BuildJob, Built, PassCall
 from tests.support import models
 
@@ -124,6 +125,44 @@ def test_a_hang_ends_at_the_bound_and_a_stop_ends_it_at_once(tmp_path, evil):
         pool.stop.set()
         with pytest.raises(JobError, match="stopped"):
             pool.run(evil("hang"), Built, "build")
+
+
+def test_a_child_that_waits_for_ever_ends_long_before_the_bound(tmp_path, evil, caplog):
+    with Pool(Limits(seconds=200, idle_seconds=0.5), tmp_path) as pool:
+        with pytest.raises(JobError, match="no processor time"):
+            pool.run(evil("hang"), Built, "build")
+        assert "once more in a new process" in caplog.text  # a copy may have been the cause
+        assert pool.run(evil(""), Built, "build")
+
+
+def test_processor_time_goes_up_and_is_unknown_beside_children():
+    before = busy_ticks(os.getpid())
+    assert before is not None
+    while busy_ticks(os.getpid()) == before:
+        sum(range(10_000))
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert busy_ticks(os.getpid()) is None
+    finally:
+        child.kill()
+        child.communicate(timeout=30)
+    assert busy_ticks(child.pid) is None
+
+
+@pytest.mark.parametrize("kind", PRELOAD)
+def test_what_a_server_imports_starts_no_thread_and_no_process(kind):
+    """A copy has one thread: a lock that another one holds at that moment is never released."""
+    code = f"""
+import os
+from edgeml.plugins import load_object
+from edgeml_converters.jobs.server import PRELOAD
+for name in PRELOAD[{kind!r}]:
+    load_object(name)
+(task,) = os.listdir("/proc/self/task")
+assert not open(f"/proc/self/task/{{task}}/children").read()
+"""
+    env = {**os.environ, **ONE_THREAD}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=env)
 
 
 def test_a_server_that_is_killed_is_replaced(pool, evil):

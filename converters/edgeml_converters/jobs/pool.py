@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 #: Children may be copies of a running process here.
 CAN_FORK = sys.platform == "linux"
+#: Environment in which libraries start no threads when they are imported: a copy of a process has
+#: one thread, and its libraries must not count on more.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
 _POLL = 0.05
 _TAIL = 400
 #: A server that does not start within this time never will.
@@ -39,10 +42,12 @@ class Limits(msgspec.Struct, frozen=True):
     Attributes:
         seconds: Wall time.
         memory_bytes: Resident memory of the child.
+        idle_seconds: Wall time without any processor time (where the system tells it).
     """
 
     seconds: float = 600.0
     memory_bytes: int = 8 << 30
+    idle_seconds: float = 60.0
 
 
 class JobError(Exception):
@@ -51,6 +56,10 @@ class JobError(Exception):
 
 class ServerGoneError(JobError):
     """The process that starts jobs ended, and with it what it had started: no fault of a job."""
+
+
+class StuckError(JobError):
+    """A job waits for what never comes: as after a copy that was made while a lock was held."""
 
 
 class Pool:
@@ -89,7 +98,7 @@ class Pool:
         try:
             with self.converse(job, kind) as child:
                 return child.answer(result)
-        except ServerGoneError as error:
+        except (ServerGoneError, StuckError) as error:
             logger.warning("%s: %s; trying once more in a new process", kind, error)
             with self.converse(job, kind, fresh=True) as child:
                 return child.answer(result)
@@ -167,13 +176,7 @@ class _Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for this process, which then ends that one
-                env={
-                    **os.environ,
-                    "TMPDIR": str(folder),
-                    # A copy of a process has one thread: its libraries must not count on more.
-                    "OPENBLAS_NUM_THREADS": "1",
-                    "ORT_DISABLE_TELEMETRY": "1",
-                },
+                env={**os.environ, **ONE_THREAD, "TMPDIR": str(folder)},
             )  # fmt: skip
 
     def ended(self) -> bool:
@@ -223,6 +226,8 @@ class Conversation:
         self._job = type(job).__name__
         self._pid = 0
         self._over = False
+        self._ticks: int | None = None
+        self._moved = 0.0
         try:
             channel.send(Order(str(folder), msgspec.msgpack.encode(job)))
         except OSError as error:
@@ -236,6 +241,7 @@ class Conversation:
             OSError: There was no room for its files.
         """
         end = time.monotonic() + self._limits.seconds
+        self._ticks, self._moved = None, time.monotonic()
         while True:
             try:
                 word: Word | None = self._channel.receive(Word, _POLL)
@@ -280,6 +286,11 @@ class Conversation:
             )
         if time.monotonic() > end:
             raise JobError(f"took longer than the bound of {self._limits.seconds:.0f} s")
+        ticks = busy_ticks(self._pid) if self._pid else None
+        if ticks is None or ticks != self._ticks:
+            self._ticks, self._moved = ticks, time.monotonic()
+        elif time.monotonic() - self._moved > self._limits.idle_seconds:
+            raise StuckError(f"took no processor time for {self._limits.idle_seconds:.0f} s")
 
     def _crash(self, code: int | None) -> Exception:
         """Return the error for a child that ended without an answer."""
@@ -354,6 +365,23 @@ def resident_bytes(pid: int) -> int:
         ["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return int(told.stdout.strip() or 0) * 1024
+
+
+def busy_ticks(pid: int) -> int | None:
+    """Return the processor time of a process in ticks of the system.
+
+    None where the system does not tell it, and for a process that has children: they may be at
+    work for it.
+    """
+    tasks = Path(f"/proc/{pid}/task")
+    try:
+        if any((task / "children").read_text() for task in tasks.iterdir()):
+            return None
+        # The name, in brackets, may hold anything; utime and stime are 11 and 12 behind it.
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(words[11]) + int(words[12])
 
 
 def _signal_name(number: int) -> str:

@@ -49,8 +49,8 @@ PRELOAD: dict[str, tuple[str, ...]] = {
         "edgeml_converters.worker:work",
     ),
     "openvino": (
+        "edgeml.runtime.openvino:OpenVinoRuntime",  # first: see there
         "openvino:Core",
-        "edgeml.runtime.openvino:OpenVinoRuntime",
         "edgeml_converters.worker:work",
     ),
     "litert": (

@@ -107,7 +107,6 @@ def run(command: click.Command, args: list[str] | None = None) -> int:
         The exit code.
     """
     words = sys.argv[1:] if args is None else args
-    os.environ.setdefault("OPENVINO_TELEMETRY", "0")
     try:
         result = command.main(args=words, standalone_mode=False)
     except EdgemlError as error:

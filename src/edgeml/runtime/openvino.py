@@ -3,16 +3,21 @@
 Everything in ``ProgramOptions.extra`` is a property of OpenVINO, under its own name. Unless
 ``extra`` says otherwise, values are computed in float32 (``INFERENCE_PRECISION_HINT``): OpenVINO
 would choose bfloat16 by itself where the processor has it, and then differ from the other
-runtimes. Only ``convert_model`` of OpenVINO sends telemetry; it is not used here.
+runtimes.
+
+OpenVINO tells its maker of every import, from a thread and a process of its own, and no variable
+turns that off. It does without when the package ``openvino_telemetry`` is not there; so this
+module hides that package before anything here imports OpenVINO.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -29,6 +34,9 @@ from edgeml.runtime.common import (
     release_memory,
 )
 from edgeml.tensors import Array, TensorSpec
+
+# None says "there is no such module" (reference of Python, "The module cache").
+cast(dict[str, object], sys.modules).setdefault("openvino_telemetry", None)
 
 _DTYPES = {
     "boolean": "bool",
