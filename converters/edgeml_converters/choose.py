@@ -229,7 +229,8 @@ def _no_gain(c: Candidate, base: Candidate, objective: str) -> str:
     if c.speedup is None:
         return "was not measured"
     low, high = c.speedup.interval
-    sure = "slower than" if high < 1.0 else "not surely faster than"
+    least = f"{MIN_GAIN - 1:.0%} " if low > 1.0 else ""
+    sure = "slower than" if high < 1.0 else f"not surely {least}faster than"
     return f"{sure} the source: {c.speedup.value:.2f} x [{low:.2f}, {high:.2f}]"
 
 

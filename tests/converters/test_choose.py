@@ -46,6 +46,8 @@ def test_what_is_not_surely_faster_does_not_replace_the_source():
     chosen = choose([base(), close], BASE)
     assert chosen.winner == BASE
     assert "not surely faster" in chosen.candidates[1].reason
+    little = candidate("openvino", "int8", 9.8, spread=0.005)
+    assert "not surely 2% faster" in choose([base(), little], BASE).candidates[1].reason
 
 
 def test_an_undecided_one_wins_only_if_nothing_decided_gains():
