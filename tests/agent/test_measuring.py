@@ -225,7 +225,7 @@ class Case:
             self.folder, around, self.fetcher, trust, Clock(), self.answers.append,
             lambda *event: self.events.append(event),
         )  # fmt: skip
-        self.thread = threading.Thread(target=self.measurer.run)
+        self.thread = threading.Thread(target=self.measurer.run, daemon=True)
         self.thread.start()
 
     def close(self):

@@ -13,6 +13,7 @@ import pytest
 from edgeml.cli.group import LazyGroup, run
 from edgeml.cli.table import COMMANDS
 from tests.support import models
+from tests.support.bounded import killed_after
 
 
 @pytest.fixture
@@ -99,10 +100,11 @@ def test_an_interrupted_run_leaves_nothing(folder, number):
         # Whoever started the tests may ignore Ctrl-C, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    told = [child.stderr.readline() for _ in range(2)]  # the first file is built
-    child.send_signal(number)
-    rest = child.stderr.read()
-    assert child.wait() == 130
+    with killed_after(child):
+        told = [child.stderr.readline() for _ in range(2)]  # the first file is built
+        child.send_signal(number)
+        rest = child.stderr.read()
+        assert child.wait() == 130
     child.stderr.close()
     assert "Traceback" not in "".join(told) + rest
     assert rest.splitlines()[-1] == "error: interrupted"

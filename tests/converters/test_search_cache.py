@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from edgeml_converters.cache import Attempt, Cache, code_digest, default_folder, key_of
+from tests.support.bounded import killed_after
 
 
 def entry(tmp_path, name, size=1000):
@@ -92,7 +93,8 @@ def test_many_processes_use_one_cache_at_once(tmp_path):
     running = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(seed)]) for seed in (1, 2)
     ]
-    assert [one.wait() for one in running] == [0, 0]
+    with killed_after(running[0]), killed_after(running[1]):
+        assert [one.wait() for one in running] == [0, 0]
     left = list((tmp_path / "cache" / "entries").iterdir())
     assert sum((p / "files" / "f").stat().st_size for p in left if p.name[0] != ".") <= 34_000
 

@@ -16,6 +16,7 @@ from edgeml_converters.jobs.pool import ONE_THREAD, ServerGoneError, busy_ticks
 from edgeml_converters.jobs.server import PRELOAD
 from edgeml_converters.worker import BuildJob, Built, PassCall
 from tests.support import models
+from tests.support.bounded import killed_after
 
 EVIL = """
 import os, signal, time
@@ -188,10 +189,11 @@ def test_all_processes_end_with_the_one_that_asked(tmp_path, evil):
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env={**os.environ, "EDGEML_TEST_MARK": str(tmp_path)},
     )  # fmt: skip
-    assert asking.stdout.readline() == b"started\n"
-    assert len(marked(tmp_path)) == 3
-    asking.send_signal(signal.SIGKILL)
-    asking.communicate()
+    with killed_after(asking):
+        assert asking.stdout.readline() == b"started\n"
+        assert len(marked(tmp_path)) == 3
+        asking.send_signal(signal.SIGKILL)
+        asking.communicate()
     end = time.monotonic() + 30
     while marked(tmp_path) and time.monotonic() < end:
         time.sleep(0.02)

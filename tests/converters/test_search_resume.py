@@ -21,6 +21,7 @@ from edgeml_converters.candidates import Measured
 from edgeml_converters.search import measuring
 from tests.converters.test_search_jobs import marked
 from tests.support import models
+from tests.support.bounded import killed_after
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_the_same_run_once_more_measures_nothing_and_gives_the_same_bytes(conver
     again = convert(progress=told.append)
     assert convert.measured == []
     assert again.digest == first.digest
-    assert "measurements of 0 s ago are taken again" in told[0]
+    assert " s ago are taken again" in told[0]  # how many, a busy machine decides
     assert convert(fresh=True).digest == first.digest
     assert convert.measured
     convert(cache=False)
@@ -208,10 +209,11 @@ def test_a_killed_run_leaves_the_old_state_or_the_new_one(case, own_profile, tmp
     words += ["-o", str(tmp_path / "made.edgeml")]
     (tmp_path / "made.edgeml").write_bytes(b"old")
     child = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=env)
-    for _ in range(line):
-        child.stderr.readline()
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
+    with killed_after(child):
+        for _ in range(line):
+            child.stderr.readline()
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
     assert [p.name for p in tmp_path.glob("*.edgeml")] == ["made.edgeml"]
     kept = (tmp_path / "made.edgeml").read_bytes()
     if kept != b"old":

@@ -61,13 +61,16 @@ def test_a_folder_keeps_one_line_for_each_conversion_and_the_report(tmp_path, re
 
 def test_many_writers_share_a_folder(tmp_path, record):
     threads = [
-        threading.Thread(target=open_tracker(str(tmp_path / "runs")).keep, args=(record,))
+        threading.Thread(
+            target=open_tracker(str(tmp_path / "runs")).keep, args=(record,), daemon=True
+        )
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
     lines = (tmp_path / "runs/runs.jsonl").read_text().splitlines()
     assert len([json.loads(line) for line in lines]) == 8
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.bounded import killed_after
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -37,7 +39,8 @@ def test_train_convert_serve_classify(tmp_path):
         text=True,
     )
     try:
-        ready = json.loads(agent.stdout.readline())
+        with killed_after(agent):
+            ready = json.loads(agent.stdout.readline())
         (address,) = ready["addresses"]
         said = run(
             "classify_digits.py", "--data", tmp_path / "digits.npz", "--count", 20,

@@ -18,6 +18,7 @@ from edgeml.bundle import Bundle
 from edgeml.errors import UnreachableError, UsageError
 from edgeml.fleet.measurement import MeasureRequest
 from tests.support import models
+from tests.support.bounded import killed_after
 from tests.support.fleet_server import children, fleet_server
 
 AGENT = [sys.executable, "-c", "from edgeml_agent.cli import main; main()"]
@@ -164,10 +165,11 @@ def test_a_device_that_serves_goes_on_serving_while_it_measures(lab):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     answers = []
-    while process.poll() is None:
-        answers.append(predict(first))
-        time.sleep(0.02)
-    _told, said = process.communicate()
+    with killed_after(process, 240):
+        while process.poll() is None:
+            answers.append(predict(first))
+            time.sleep(0.02)
+        _told, said = process.communicate()
     assert process.returncode == 0, said
     assert len(answers) > 10
     assert set(answers) == {200}

@@ -13,6 +13,7 @@ from edgeml.fleet.client import FleetClient
 from edgeml.link.mqtt import MqttLink
 from edgeml.trust.desired import DirectorKeys
 from edgeml.trust.repository import TrustRepository
+from tests.support.bounded import killed_after
 from tests.support.fleet_simulator import SimDevice
 
 _EDGEML = (sys.executable, "-c", "from edgeml.cli import main; main()")
@@ -51,7 +52,8 @@ class FleetProcess:
         ]
         self.log = (self.data.parent / "server.log").open("ab")
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log)
-        line = self._process.stdout.readline()
+        with killed_after(self._process):
+            line = self._process.stdout.readline()
         if not line:
             self.stop()
             raise UnreachableError((self.data.parent / "server.log").read_text())
@@ -109,7 +111,7 @@ class MqttDevices:
         self.accuracies = {}
         self.devices = {name: SimDevice(self, name) for name in names}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def device_link(self, name, will):
         return MqttLink(*self._server.mqtt, name, will, backoff=(0.1, 0.5))
@@ -136,6 +138,7 @@ class MqttDevices:
 
     def __exit__(self, *_):
         self._stop.set()
-        self._thread.join()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
         for device in self.devices.values():
             device.link.close()

@@ -132,4 +132,4 @@ def small_server():
     finally:
         server.shutdown()
         server.server_close()
-        thread.join()
+        thread.join(30)
