@@ -246,8 +246,8 @@ def _keys(
             raise UsageError(f"{option}: '{key}' is given twice", "give it once")
         place[last] = value
     if not keys:
-        word = "softmax" if option == "--postprocess" else "scale=1/255"
-        raise UsageError(f"{option} is empty", f"give a file .toml, or words such as {word}")
+        example = "softmax" if option == "--postprocess" else "scale=1/255"
+        raise UsageError(f"{option} is empty", f"give a file .toml, or words such as {example}")
     return keys, option
 
 
