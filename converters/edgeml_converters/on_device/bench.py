@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -97,14 +99,14 @@ class DeviceBench:
             self._selector, base.id, max(heat.rounds, 6), max(heat.budget_s, 0.5), self._limit
         )
         job = self._begun(out, request, bench)
-        out.unlink()
-        progress.say(f"{', '.join(job.parts)}: measuring {len(others) + 1} ({job.id})")
         done = self._wait(job, bench, heat, progress)
+        out.unlink()
         return self._folded(done, base, others, progress)
 
     def _wait(self, job: Measurement, bench: Bench, heat: Heat, progress: Progress) -> Measurement:
         """Wait until every device has said its last word; cancel when we are stopped."""
         try:
+            progress.say(f"{', '.join(job.parts)}: measuring for {heat.name} ({job.id})")
             while job.state == RUNNING:
                 if bench.pool.stop.wait(_POLL_S):
                     raise KeyboardInterrupt
@@ -117,6 +119,17 @@ class DeviceBench:
             raise
         return job
 
+    def _sent(self, path: Path, request: MeasureRequest) -> Measurement:
+        """Send the candidates; who interrupts before the answer is here cancels it all the same."""
+        with ThreadPoolExecutor(1) as pool:
+            sent = pool.submit(self._client.measure, path, request)
+            try:
+                return sent.result()
+            except KeyboardInterrupt:
+                with suppress(UnreachableError):
+                    self._client.cancel_measurement(sent.result().id)
+                raise
+
     def _begun(self, path: Path, request: MeasureRequest, bench: Bench) -> Measurement:
         """Send the candidates; a device or a fleet that is away for a while is waited for.
 
@@ -126,7 +139,7 @@ class DeviceBench:
         self._heard = time.monotonic()
         while True:
             try:
-                job = self._client.measure(path, request)
+                job = self._sent(path, request)
             except UnreachableError:
                 if time.monotonic() - self._heard > _PATIENCE_S:
                     raise
