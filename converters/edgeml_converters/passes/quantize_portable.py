@@ -24,6 +24,7 @@ from edgeml_converters.passes.base import (
 )
 from edgeml_converters.passes.portable import parameters as rules
 from edgeml_converters.quantizer.calibrate import observe
+from edgeml_converters.quantizer.parameters import Activation
 from edgeml_converters.quantizer.prepare import infer, light
 from edgeml_converters.quantizer.ranges import METHODS
 from edgeml_converters.tflite.graph import CLAMPABLE, CLAMPS, attributes
@@ -141,7 +142,7 @@ class _Rewrite:
             for name in node.input:
                 self.users.setdefault(name, []).append(node)
         self.samples = len(next(iter(context.calibration.values())))
-        self.stored: dict[str, rules.Activation] = {}
+        self.stored: dict[str, Activation] = {}
         self._parameters(model, context, calibration)
 
     def _clamped(self, node: onnx.NodeProto) -> bool:
@@ -189,7 +190,7 @@ class _Rewrite:
         for name in names:
             group = groups.find(name)
             if group in pinned:
-                self.stored[name] = rules.Activation(*pinned[group])
+                self.stored[name] = Activation(*pinned[group])
             elif group in merged:
                 self.stored[name] = rules.activation(*merged[group])
             else:

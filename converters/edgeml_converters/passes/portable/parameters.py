@@ -10,11 +10,11 @@ operators that only move values share one scale, and Softmax, Sigmoid and Tanh h
 
 from __future__ import annotations
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgeml_converters.quantizer.parameters import Range
+from edgeml_converters.quantizer.parameters import Activation, Range, Weights
+from edgeml_converters.quantizer.parameters import activation as stored_activation
 
 #: Operator -> (scale, zero point) of its output.
 FIXED: dict[str, tuple[float, int]] = {
@@ -32,27 +32,9 @@ JOINERS = frozenset({"Concat"})
 _BIAS_LIMIT = 2.0**30
 
 
-class Activation(msgspec.Struct, frozen=True):
-    """Parameters of an activation: ``real = scale * (stored - zero_point)``."""
-
-    scale: float
-    zero_point: int
-
-
-class Weights(msgspec.Struct, frozen=True):
-    """Stored weights: int8 values, and one float32 scale per channel or one for all."""
-
-    values: npt.NDArray[np.int8]
-    scale: npt.NDArray[np.float32]
-
-
 def activation(low: float, high: float) -> Activation:
-    """Return the parameters that cover [low, high] and 0 with 256 steps."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = float(np.float32((high - low) / 255))
-    if scale < np.finfo(np.float32).tiny:
-        return Activation(1.0, 0)
-    return Activation(scale, int(np.clip(round(-128 - low / scale), -128, 127)))
+    """Return the parameters that cover [low, high] and 0 with the 256 steps of int8."""
+    return stored_activation(low, high, "s8s8")
 
 
 def weights(
